@@ -1,0 +1,149 @@
+"""Every key of the project, its default and what it means. The other configs hold only differences."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The default configuration: T2Diff at a realistic width on the embedded synthetic log."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict(
+        dict(
+            source="synthetic",  # synthetic | movielens | kuairand | table | tfds
+            path="",  # folder of the raw files (table: the log file; tfds: the data_dir); unused by synthetic
+            min_user_count=3,  # users with fewer behaviours are dropped (repeated with the next until stable)
+            min_item_count=1,  # items with fewer behaviours are dropped
+            categories=True,  # item categories enter the model where the log has them
+            user_features=True,  # user features enter the model where the log has them
+            content="",  # .npy float [rows, F]: row i holds the content vector of the item whose own id is i
+            real_times=True,  # False: timestamps only order the behaviours (no lags, no time gaps)
+            window=50,  # L, behaviours before a target
+            protocol="user_holdout",  # user_holdout | leave_one_out | temporal
+            test_users=0.2,  # user_holdout: share of users held out for the test
+            validation_users=0.1,  # user_holdout: share of the remaining users held out for validation
+            eval_positions=1,  # user_holdout: targets per held-out user
+            first_target=50,  # user_holdout: targets (but tiled) lie at positions [min(first_target, n - 1), n - 1]
+            validation_cut=0.8,  # temporal: quantile of all times after which behaviours validate
+            test_cut=0.9,  # temporal: quantile of all times after which behaviours test
+            # drawn: targets_per_user positions a user and epoch | every: each position once an epoch | tiled: as few
+            # windows as hold the user's history (models that learn from every position of a window)
+            training_targets="drawn",
+            targets_per_user=10,
+            fixed_targets=False,  # True: the same targets in every epoch (the paper's preparation)
+            prefetch=2,  # batches made ahead on a thread
+        )
+    )
+    config.data.movielens = ConfigDict(dict(min_rating=0.0))  # ratings below are not behaviours
+    config.data.kuairand = ConfigDict(
+        dict(
+            # which logs: standard_4_08_to_4_21, standard_4_22_to_5_08, random_4_22_to_5_08
+            logs=("standard_4_08_to_4_21",),
+            clicks_only=True,  # keep rows with is_click = 1
+            tab=1,  # keep rows of this tab; -1: all
+        )
+    )
+    config.data.table = ConfigDict(
+        dict(
+            user="user_id",  # column names of the log
+            item="item_id",
+            time="timestamp",
+            item_file="",  # optional second file with one row per item (same item column)
+            category="",  # column with the item's categories: in `item_file`, else in the log
+            category_separator="|",
+            title="",  # column with the item's title, same place
+            user_file="",  # optional file with one row per user (same user column)
+            user_columns=(),  # categorical user feature columns: in `user_file`, else in the log
+        )
+    )
+    config.data.tfds = ConfigDict(dict(name="t2diff_log"))  # t2diff_log (our builder) or a prepared movielens/* dataset
+    config.data.synthetic = ConfigDict(
+        dict(seed=0, n_users=2000, n_items=1000, categories=12, mean_length=60)  # size of the made log
+    )
+
+    config.model = ConfigDict(
+        dict(
+            name="t2diff",  # t2diff | t2diff_causal | sasrec
+            dim=64,  # D, width of an item representation
+            category_dim=16,  # of which for categories (0 where the log has none)
+            content_dim=16,  # of which for content vectors (0 where the log has none)
+            user_feature_dim=8,  # width of one user feature's embedding
+            sketch_dim=0,  # t2diff_causal, sasrec: width of the history sketch (item signatures); 0: none
+            init_sd=0.1,  # standard deviation of the embedding tables at the start
+            layers=2,  # transformer blocks of the session encoder (sasrec: of the whole tower)
+            heads=2,
+            hidden=256,  # width inside the feed-forward layers
+            dropout=0.1,
+            positions="learned",  # learned (counted from the newest behaviour) | rotary (relative)
+            attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
+            # From here to `slot`: not of sasrec.
+            session_length=10,  # k
+            session_gap=0,  # seconds that end a session, at most k behaviours; 0: the last k (needs real_times)
+            activation_hidden=64,  # hidden width of the activation unit of the target attention
+            user_tower="ffn",  # t2diff: ffn | concat: what makes e_u of [h_l, h_s]
+            item_tower="identity",  # identity | dense: what makes the scored item vector of e(i)
+            slot="diffusion",  # diffusion | empty: what fills the place of the next item in the session
+            dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
+            row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
+        )
+    )
+    config.diffusion = ConfigDict(  # of models with a slot
+        dict(
+            schedule="exponential",  # exponential | linear | logarithmic
+            steps=50,  # T
+            scale=0.01,  # a of beta_s = a exp(b s / T); the other schedules are solved for the same end point
+            rate=4.5,  # b
+            filters=(32, 32, 64, 64),  # U-Net filters, one entry per level
+            step_dim=32,  # width of the step embedding
+            weight=1.0,  # lambda, weight of the diffusion loss
+            slot_training="sampled",  # sampled: as at inference | denoised: from the noised true drift (the paper)
+            sampler="ddim",  # ddim | ddpm
+            sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
+            clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process
+            samples=1,  # M, intents drawn per user, each one user vector
+            scale_decay=0.99,  # decay of the running drift scale
+        )
+    )
+    config.loss = ConfigDict(
+        dict(
+            negatives=0,  # 0: softmax over the whole catalogue; else so many shared uniform negatives per step
+            window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
+            label_smoothing=0.0,
+        )
+    )
+    config.optim = ConfigDict(
+        dict(
+            learning_rate=1e-3,
+            warmup=100,  # steps of linear warm-up
+            decay="cosine",  # cosine | constant, after the warm-up
+            decay_steps=0,  # step at which the cosine ends; 0: train.steps
+            weight_decay=0.0,
+            clip_norm=1.0,  # global gradient norm; 0: off
+            ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=3000,
+            batch_size=256,  # over all devices
+            log_every=50,
+            eval_every=500,  # validation; also the checkpoint that may become the best
+            checkpoint_every=500,
+            keep=2,  # latest checkpoints kept, beside the best one
+            compilation_cache="",  # folder of XLA's persistent cache; empty: off
+        )
+    )
+    config.eval = ConfigDict(
+        dict(
+            batch_size=256,
+            ks=(2, 5, 10, 20, 50, 100),
+            select="ndcg@10",  # validation metric that chooses the best checkpoint
+            noise_keys=5,  # test metrics are reported over so many noise keys
+            exclude_seen=False,  # True: all earlier items of the user leave the ranking
+            merge="max",  # max | softmax_mean: how M user vectors make one score
+            block=8192,  # item rows scored at a time
+            popularity=True,  # print the popularity baseline beside the model
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, model=1))  # devices per axis; -1: all that are left
+    return config

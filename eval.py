@@ -1,0 +1,69 @@
+"""Evaluates a checkpoint over the full catalogue.
+
+python eval.py --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from t2diff_jax import config as config_lib
+from t2diff_jax import experiment as experiment_lib
+from t2diff_jax import final
+from t2diff_jax.checkpoint import check_same_model
+from t2diff_jax.explain import explained
+from t2diff_jax.writer import say
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that the workdir was trained with; eval.* is free."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; eval.json is written there.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
+_SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many test requests as well.", lower_bound=0)
+_AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
+
+
+def main(argv: list[str]) -> None:
+    """Restores, evaluates, prints and writes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # at the default level the checkpoint library tells every detail
+    with explained(on_interrupt="stopped"):
+        run(config_lib.from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
+
+
+def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Evaluates `workdir`, whose model and data must be those of `config`."""
+    check_same_model(workdir, config)
+    if config.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
+    experiment = experiment_lib.build(config)
+    say(experiment.summary())
+    final.evaluate_checkpoint(experiment, workdir, _STEP.value)
+    if _AGAINST.value:
+        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks)}")
+    if _SHOW.value:
+        final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value)
+    say(f"\nwritten to {workdir / 'eval.json'}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with what is wrong with the configuration's file or key names told in one line."""
+    try:
+        config_lib.check_overrides(argv)
+        rest = app.parse_flags_with_usage(argv)
+        _CONFIG.value.to_dict()  # a file that is not there shows only now
+    except config_lib.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    except OSError as error:
+        sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")
+    return rest
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,1 @@
+"""T2Diff: two-tower retrieval with diffusion over the interest drift, in JAX."""

@@ -1,0 +1,288 @@
+"""Frozen dataclasses per component, and the one conversion from a `ConfigDict`. Defaults: `configs/base.py` only."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from t2diff_jax.config_rules import rules
+
+
+class ConfigError(ValueError):
+    """A key that does not exist, is missing, or holds a value that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MovieLensConfig:
+    min_rating: float
+
+
+@dataclasses.dataclass(frozen=True)
+class KuaiRandConfig:
+    logs: tuple[str, ...]
+    clicks_only: bool
+    tab: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    user: str
+    item: str
+    time: str
+    item_file: str
+    category: str
+    category_separator: str
+    title: str
+    user_file: str
+    user_columns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsConfig:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    seed: int
+    n_users: int
+    n_items: int
+    categories: int
+    mean_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: typing.Literal["synthetic", "movielens", "kuairand", "table", "tfds"]
+    path: str
+    min_user_count: int
+    min_item_count: int
+    categories: bool
+    user_features: bool
+    content: str
+    real_times: bool
+    window: int
+    protocol: typing.Literal["user_holdout", "leave_one_out", "temporal"]
+    test_users: float
+    validation_users: float
+    eval_positions: int
+    first_target: int
+    validation_cut: float
+    test_cut: float
+    training_targets: typing.Literal["drawn", "every", "tiled"]
+    targets_per_user: int
+    fixed_targets: bool
+    prefetch: int
+    movielens: MovieLensConfig
+    kuairand: KuaiRandConfig
+    table: TableConfig
+    tfds: TfdsConfig
+    synthetic: SyntheticConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: typing.Literal["t2diff", "t2diff_causal", "sasrec"]
+    dim: int
+    category_dim: int
+    content_dim: int
+    user_feature_dim: int
+    sketch_dim: int
+    init_sd: float
+    layers: int
+    heads: int
+    hidden: int
+    dropout: float
+    positions: typing.Literal["learned", "rotary"]
+    attend_self: bool
+    session_length: int
+    session_gap: int
+    activation_hidden: int
+    user_tower: typing.Literal["ffn", "concat"]
+    item_tower: typing.Literal["identity", "dense"]
+    slot: typing.Literal["diffusion", "empty"]
+    dtype: typing.Literal["float32", "bfloat16"]
+    row_multiple: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    schedule: typing.Literal["exponential", "linear", "logarithmic"]
+    steps: int
+    scale: float
+    rate: float
+    filters: tuple[int, ...]
+    step_dim: int
+    weight: float
+    slot_training: typing.Literal["sampled", "denoised"]
+    sampler: typing.Literal["ddim", "ddpm"]
+    sampler_steps: int
+    clamp_known: bool
+    samples: int
+    scale_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    negatives: int
+    window_negatives: bool
+    label_smoothing: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float
+    warmup: int
+    decay: typing.Literal["cosine", "constant"]
+    decay_steps: int
+    weight_decay: float
+    clip_norm: float
+    ema: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+    compilation_cache: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int
+    ks: tuple[int, ...]
+    select: str
+    noise_keys: int
+    exclude_seen: bool
+    merge: typing.Literal["max", "softmax_mean"]
+    block: int
+    popularity: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int
+    model: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run."""
+
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    eval: EvalConfig
+    mesh: MeshConfig
+
+
+def from_mapping(values: Mapping[str, Any] | ConfigDict) -> Config:
+    """The conversion from a `ConfigDict` (or a dict read back from JSON) to a validated `Config`.
+
+    Raises:
+      ConfigError: names the key, what is wrong, and the closest existing key.
+    """
+    config = _convert(Config, dict(values.items()), "config")
+    for ok, key, message in rules(config):
+        if not ok:
+            raise ConfigError(f"config.{key}: {message}")
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A plain dict that `from_mapping` reads back to an equal `Config`, also after JSON."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the keys in which two configurations differ, with (old, new) values."""
+    a, b = _flatten(to_dict(old)), _flatten(to_dict(new))
+    return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+
+
+def resume_conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The differences that forbid going on in an old run: all but `train.steps`, `eval.*` and where files lie."""
+    free = ("train.steps", "train.compilation_cache", "data.path", "eval.")
+    return {k: v for k, v in differences(old, new).items() if not k.startswith(free)}
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Checks the names in `--config.a.b=value` arguments, before a flag parser meets them.
+
+    Raises:
+      ConfigError: names the first that is no key, and the closest one.
+    """
+    for argument in arguments:
+        if not (match := re.match(r"--?config\.([\w.]+)", argument)):
+            continue
+        section, path = Config, "config"
+        for name in match[1].split("."):
+            names = list(typing.get_type_hints(section)) if dataclasses.is_dataclass(section) else []
+            if name not in names:
+                raise ConfigError(_no_such_key(path, name, names))
+            section, path = typing.get_type_hints(section)[name], f"{path}.{name}"
+
+
+def _no_such_key(path: str, key: str, known: list[str]) -> str:
+    if not known:
+        return f"{path}.{key}: {path} is a value and has no keys"
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {path}.{close[0]}?" if close else f"; known keys: {', '.join(known)}"
+    return f"{path}.{key}: no such key{hint}"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _convert(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = list(hints)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(_no_such_key(path, key, names))
+    missing = [n for n in names if n not in values]
+    if missing:
+        raise ConfigError(f"{path}.{missing[0]}: missing; start from configs/base.py, which names every key")
+    return cls(**{name: _value(hints[name], values[name], f"{path}.{name}") for name in names})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping) and not hasattr(value, "items"):
+            raise ConfigError(f"{path}: expected a section, got {value!r}")
+        return _convert(hint, dict(value.items()), path)
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{path}: {value!r} is none of {', '.join(map(repr, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}: expected a sequence, got {value!r}")
+        return tuple(_value(typing.get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        name = hint.__name__ if not isinstance(hint, types.UnionType) else str(hint)
+        raise ConfigError(f"{path}: expected {name}, got {value!r}")
+    return value

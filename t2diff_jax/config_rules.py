@@ -1,0 +1,145 @@
+"""What a configuration must satisfy beyond the types of its values: (holds, key, what to do) per rule."""
+
+import math
+import typing
+
+if typing.TYPE_CHECKING:
+    from t2diff_jax.config import Config
+
+Rules = list[tuple[bool, str, str]]
+
+
+def rules(config: "Config") -> Rules:
+    """All rules, in the order in which they are told."""
+    return data_rules(config) + model_rules(config) + diffusion_rules(config) + run_rules(config)
+
+
+def data_rules(c: "Config") -> Rules:
+    """Windows, protocols and targets."""
+    d, shares = c.data, (c.data.test_users, c.data.validation_users)
+    return [
+        (c.seed >= 0, "seed", "must not be negative"),
+        (
+            d.window >= c.model.session_length,
+            "data.window",
+            "is shorter than model.session_length; raise it or shorten the session",
+        ),
+        (d.window >= 1, "data.window", "must be at least 1"),
+        (d.protocol != "temporal" or d.real_times, "data.protocol", "temporal needs data.real_times=True"),
+        (all(0 < share < 1 for share in shares), "data.test_users", "and data.validation_users must be in (0, 1)"),
+        (0 < d.validation_cut < d.test_cut < 1, "data.validation_cut", "must be in (0, data.test_cut), that below 1"),
+        (min(d.eval_positions, d.first_target) >= 1, "data.eval_positions", "and data.first_target must be at least 1"),
+        (d.targets_per_user >= 1, "data.targets_per_user", "must be at least 1"),
+        (d.prefetch >= 0, "data.prefetch", "must not be negative"),
+        (
+            not d.fixed_targets or d.training_targets == "drawn",
+            "data.fixed_targets",
+            "needs data.training_targets=drawn",
+        ),
+        (
+            d.training_targets != "tiled" or c.model.name != "t2diff",
+            "data.training_targets",
+            "tiled is for models that learn from every position of a window: t2diff_causal, sasrec",
+        ),
+    ]
+
+
+def model_rules(c: "Config") -> Rules:
+    """Widths, heads and sessions."""
+    m = c.model
+    return [
+        (m.session_length >= 1, "model.session_length", "must be at least 1"),
+        (m.session_gap == 0 or c.data.real_times, "model.session_gap", "needs data.real_times=True"),
+        (m.session_gap >= 0, "model.session_gap", "must not be negative"),
+        (m.heads >= 1 and m.dim % m.heads == 0, "model.heads", "must divide model.dim"),
+        (
+            m.positions != "rotary" or m.dim % (2 * m.heads) == 0,
+            "model.positions",
+            "rotary needs an even width per head: model.dim / model.heads",
+        ),
+        (
+            min(m.category_dim, m.content_dim, m.sketch_dim, m.layers) >= 0,
+            "model",
+            "category_dim, content_dim, sketch_dim and layers must not be negative",
+        ),
+        (
+            min(m.hidden, m.activation_hidden, m.user_feature_dim, m.init_sd) > 0,
+            "model",
+            "hidden, activation_hidden, user_feature_dim and init_sd must be positive",
+        ),
+        (m.dim > m.category_dim + m.content_dim, "model.dim", "must exceed category_dim + content_dim"),
+        (
+            m.item_tower == "dense" or m.user_tower == "ffn",
+            "model.item_tower",
+            "must be dense where user_tower is concat: the towers' widths differ",
+        ),
+        (m.user_tower == "ffn" or m.name == "t2diff", "model.user_tower", "concat is for t2diff"),
+        (
+            m.sketch_dim == 0 or m.name != "t2diff",
+            "model.sketch_dim",
+            "is for t2diff_causal and sasrec; t2diff is the paper's form",
+        ),
+        (m.row_multiple >= 1, "model.row_multiple", "must be at least 1"),
+        (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
+    ]
+
+
+def diffusion_rules(c: "Config") -> Rules:
+    """Steps, samplers and losses."""
+    d = c.diffusion
+    return [
+        (d.steps >= 1, "diffusion.steps", "must be at least 1"),
+        (1 <= d.sampler_steps <= d.steps, "diffusion.sampler_steps", "must be in 1..diffusion.steps"),
+        (
+            d.sampler != "ddpm" or d.sampler_steps == d.steps,
+            "diffusion.sampler_steps",
+            "must equal diffusion.steps for the ddpm sampler; use ddim for fewer",
+        ),
+        (d.samples >= 1, "diffusion.samples", "must be at least 1"),
+        (len(d.filters) >= 1 and min(d.filters) >= 1, "diffusion.filters", "needs levels of at least one channel"),
+        (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
+        (
+            d.scale > 0 and d.scale * math.exp(min(d.rate, 99)) < 1,
+            "diffusion.scale",
+            "must be positive, and beta_T = scale * exp(rate) below 1: lower scale or rate",
+        ),
+        (d.weight >= 0, "diffusion.weight", "must not be negative"),
+        (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
+        (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
+        (0 <= c.loss.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)"),
+        (
+            c.loss.label_smoothing == 0 or c.loss.negatives == 0,
+            "loss.label_smoothing",
+            "needs the softmax over the whole catalogue: loss.negatives=0",
+        ),
+    ]
+
+
+def run_rules(c: "Config") -> Rules:
+    """Training, evaluation and devices."""
+    o, t, e = c.optim, c.train, c.eval
+    intervals = (t.log_every, t.eval_every, t.checkpoint_every, t.keep)
+    return [
+        (t.steps >= 0, "train.steps", "must not be negative"),
+        (t.batch_size >= 1, "train.batch_size", "must be at least 1"),
+        (min(intervals) >= 1, "train", "intervals and keep must be at least 1"),
+        (min(e.batch_size, e.block, e.noise_keys) >= 1, "eval", "batch_size, block, noise_keys must be at least 1"),
+        (len(e.ks) > 0 and min(e.ks) >= 1, "eval.ks", "needs cut-offs of at least 1"),
+        (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
+        (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
+        (
+            min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,
+            "optim",
+            "warmup, decay_steps, weight_decay and clip_norm must not be negative",
+        ),
+        (
+            c.mesh.model >= 1 and (c.mesh.data == -1 or c.mesh.data >= 1),
+            "mesh",
+            "axes must be at least 1 (data: or -1)",
+        ),
+    ]
+
+
+def metric_names(ks: tuple[int, ...]) -> list[str]:
+    """Names of the ranking metrics at the cut-offs `ks`."""
+    return [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in ks]

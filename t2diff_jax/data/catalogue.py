@@ -1,0 +1,36 @@
+"""From a log to what the models know of it: the catalogue's arrays and the static sizes."""
+
+import numpy as np
+
+from t2diff_jax.config import Config
+from t2diff_jax.data.log import InteractionLog
+from t2diff_jax.data.splits import Split
+from t2diff_jax.types import Catalogue, Sizes
+
+
+def make_catalogue(log: InteractionLog, split: Split, row_multiple: int) -> Catalogue:
+    """The catalogue as host arrays, filled up with empty rows to a multiple of `row_multiple`.
+
+    Counts are of training behaviours only: what the evaluation targets are must not be known.
+    """
+    rows = -(-(log.n_items + 1) // row_multiple) * row_multiple
+    positions = np.arange(len(log.items)) - np.repeat(log.offsets[:-1], np.diff(log.offsets))
+    trains = positions < np.repeat(split.train_end, np.diff(log.offsets))
+    counts = np.bincount(log.items[trains], minlength=rows).astype(np.float32)
+    return Catalogue(counts, _fill(log.categories, rows), _fill(log.content, rows), log.n_items)
+
+
+def make_sizes(log: InteractionLog, catalogue: Catalogue, config: Config) -> Sizes:
+    """The static sizes of `log` under `config`."""
+    return Sizes(
+        rows=catalogue.n_rows,
+        window=config.data.window,
+        categories=0 if log.categories is None else len(log.category_names) + 1,
+        content=0 if log.content is None else log.content.shape[1],
+        user_features=() if log.user_features is None else tuple(log.user_feature_sizes),
+        lags=config.data.real_times,
+    )
+
+
+def _fill(rows: np.ndarray | None, n: int) -> np.ndarray | None:
+    return None if rows is None else np.pad(rows, ((0, n - len(rows)), (0, 0)))

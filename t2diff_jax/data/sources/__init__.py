@@ -1,0 +1,48 @@
+"""Raw files of one kind or another to an interaction log."""
+
+import dataclasses
+
+from t2diff_jax.config import DataConfig
+from t2diff_jax.data.log import InteractionLog, attach_content
+
+
+def load_log(config: DataConfig) -> InteractionLog:
+    """Reads the configured source. Categories and user features that are switched off are not in the log.
+
+    Raises:
+      DataError: files missing, unreadable or not in the format of the source.
+      ImportError: a package that only this source needs is not installed.
+    """
+    log = _read(config)
+    if not config.categories:
+        log = dataclasses.replace(log, categories=None, category_names=())
+    if not config.user_features:
+        log = dataclasses.replace(log, user_features=None, user_feature_names=(), user_feature_sizes=())
+    return attach_content(log, config.content) if config.content else log
+
+
+def _read(config: DataConfig) -> InteractionLog:
+    # Imports stay inside the branches: a source's packages are needed only where it is used.
+    match config.source:
+        case "synthetic":
+            from t2diff_jax.data.sources.synthetic import load_synthetic
+
+            return load_synthetic(config)
+        case "movielens":
+            from t2diff_jax.data.sources.movielens import load_movielens
+
+            return load_movielens(config)
+        case "kuairand":
+            from t2diff_jax.data.sources.kuairand import load_kuairand
+
+            return load_kuairand(config)
+        case "table":
+            from t2diff_jax.data.sources.table import load_table
+
+            return load_table(config)
+        case "tfds":
+            from t2diff_jax.data.sources.tfds import load_tfds
+
+            return load_tfds(config)
+        case _:
+            raise ValueError(f"data.source: {config.source!r} is not a source")

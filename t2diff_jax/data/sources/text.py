@@ -1,0 +1,228 @@
+"""Delimited text to typed columns, with errors that name the file, the line and the field."""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2diff_jax.data.log import DataError
+
+_LINE = "\0line"  # no column of a file is called that
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTable:
+    """Columns of one file, still as text.
+
+    Attributes:
+      frame: polars DataFrame of strings.
+      lines: polars Series, the line of the file that each row comes from.
+      unit: what `lines` counts: "line", or "row" where the file has no lines.
+    """
+
+    path: str
+    frame: Any
+    lines: Any
+    unit: str = "line"
+
+
+def import_polars() -> Any:
+    """The polars module, which only reading files needs.
+
+    Raises:
+      ImportError: polars is not installed.
+    """
+    try:
+        import polars
+    except ImportError as error:
+        raise ImportError(
+            "reading interaction logs from files needs polars; install it with: pip install polars"
+        ) from error
+    return polars
+
+
+def existing(path: str | pathlib.Path, remedy: str) -> pathlib.Path:
+    """The path of a file or folder that must be there.
+
+    Raises:
+      DataError: it is not; `remedy` says what to do.
+    """
+    if not pathlib.Path(path).exists():
+        raise DataError(f"{path}: no such file or folder; {remedy}")
+    return pathlib.Path(path)
+
+
+def read_text(
+    path: pathlib.Path,
+    *,
+    separator: str,
+    columns: Sequence[str],
+    header: bool,
+    quoted: bool,
+    blanks: bool = False,
+    keep: Any = None,
+) -> TextTable:
+    """Reads the named columns of a delimited UTF-8 file as strings, every row of it.
+
+    Args:
+      separator: one character, or the same one twice ("::").
+      columns: with a header, the columns wanted; without, the names of all fields in order.
+      quoted: whether fields may be put in double quotes.
+      blanks: whether a blank also separates; the file is then read into memory first.
+      keep: polars expression over `columns`; rows where it is false are left out as they are read.
+
+    Raises:
+      DataError: empty file, wrong separator, missing column, a line with too many fields, or text that is not UTF-8.
+    """
+    pl = import_polars()
+    fields = first_fields(path, separator, quoted=quoted, blanks=blanks)
+    _check_fields(path, fields, separator, columns, header)
+    step = len(separator)
+    frame = pl.scan_csv(
+        path.read_bytes().replace(b" ", separator.encode()) if blanks else path,
+        separator=separator[0],
+        has_header=header,
+        infer_schema=False,
+        quote_char='"' if quoted else None,
+        row_index_name=_LINE,
+        row_index_offset=2 if header else 1,
+    )
+    if not header:  # of "1::2" polars makes three fields, the middle one empty
+        frame = frame.rename(dict(zip(frame.collect_schema().names()[1::step], columns, strict=True)))
+    frame = frame if keep is None else frame.filter(keep)
+    frame = frame.select(_LINE, *columns) if step == 1 else frame
+    try:
+        # With projection pushed into the reader, polars would pass over lines with too many fields.
+        frame = frame.collect(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(_unreadable(path, separator, len(fields), quoted, error)) from error
+    if step > 1:
+        _check_gaps(path, separator, frame.drop(_LINE, *columns), frame[_LINE])
+    return TextTable(str(path), frame.select(columns), frame[_LINE])
+
+
+def first_fields(path: pathlib.Path, separator: str, *, quoted: bool, blanks: bool = False) -> list[str]:
+    """The fields of the first line: the column names of a file with a header.
+
+    Raises:
+      DataError: the file or its first line is empty.
+    """
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline().rstrip("\n")
+    if not line:
+        raise DataError(f"{path}, line 1: empty file or first line; give one row per line")
+    line = line.replace(" ", separator) if blanks else line
+    return next(csv.reader([line], delimiter=separator)) if quoted else line.split(separator)
+
+
+def integers(table: TextTable, field: str, remedy: str = "correct or delete the line") -> np.ndarray:
+    """A column as int64 [rows].
+
+    Raises:
+      DataError: a value is missing or not a whole number.
+    """
+    pl = import_polars()
+    values = table.frame[field].cast(pl.Int64, strict=False)
+    _check_cast(table, field, values.is_null(), "a whole number", remedy)
+    return values.to_numpy()
+
+
+def floats(table: TextTable, field: str, remedy: str = "correct or delete the line") -> np.ndarray:
+    """A column as float64 [rows].
+
+    Raises:
+      DataError: a value is missing or not a finite number.
+    """
+    pl = import_polars()
+    values = table.frame[field].cast(pl.Float64, strict=False)
+    _check_cast(table, field, ~values.is_finite().fill_null(False), "a finite number", remedy)
+    return values.to_numpy()
+
+
+def strings(table: TextTable, field: str) -> np.ndarray:
+    """A column as strings [rows], missing values as ""."""
+    return to_str_array(table.frame[field].fill_null("").to_list())
+
+
+def ids(table: TextTable, field: str) -> np.ndarray:
+    """A column of ids: int64 [rows] if every value is the plain decimal form of an integer, else strings.
+
+    Raises:
+      DataError: a value is missing.
+    """
+    pl = import_polars()
+    column = table.frame[field]
+    numbers = column.cast(pl.Int64, strict=False)
+    # "007" and "7" are different ids: only the plain form may become a number
+    if (numbers.cast(pl.String) == column).fill_null(False).all():
+        return numbers.to_numpy()
+    return string_ids(table, field)
+
+
+def string_ids(table: TextTable, field: str) -> np.ndarray:
+    """A column of ids as strings [rows].
+
+    Raises:
+      DataError: a value is missing.
+    """
+    _check_cast(table, field, table.frame[field].is_null(), "an id", "fill it in or delete the line")
+    return strings(table, field)
+
+
+def to_str_array(values: Sequence[str]) -> np.ndarray:
+    """Strings as a numpy array of fixed width, also when there are none."""
+    return np.array(values, np.str_) if len(values) else np.zeros(0, "U1")
+
+
+def _check_fields(path: pathlib.Path, fields: list[str], separator: str, columns: Sequence[str], header: bool) -> None:
+    shown = f"; the separator must be {separator!r}" if len(fields) == 1 else ""
+    if header:
+        missing = [name for name in columns if name not in fields]
+        if missing:
+            raise DataError(
+                f"{path}, line 1: no column {missing[0]!r} among {', '.join(map(repr, fields))}{shown}; "
+                "rename the column or correct the configured name"
+            )
+    elif len(fields) != len(columns):
+        raise DataError(
+            f"{path}, line 1: expected the {len(columns)} fields {separator.join(columns)}, found {len(fields)} in "
+            f"{separator.join(fields)[:80]!r}{shown}; convert the file"
+        )
+
+
+def _check_gaps(path: pathlib.Path, separator: str, gaps: Any, lines: Any) -> None:
+    for gap in gaps:
+        if gap.null_count() < len(gap):
+            row = gap.is_not_null().arg_max()
+            raise DataError(
+                f"{path}, line {lines[row]}: {gap[row]!r} inside the separator {separator!r}; correct the line"
+            )
+
+
+def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: str) -> None:
+    if bad.any():
+        row = bad.arg_max()
+        value = table.frame[field][row]
+        found = "no value" if value is None else f"{value!r}"
+        raise DataError(
+            f"{table.path}, {table.unit} {table.lines[row]}, field {field}: {found} where {expected} is needed; "
+            f"{remedy}"
+        )
+
+
+def _unreadable(path: pathlib.Path, separator: str, n_fields: int, quoted: bool, error: Exception) -> str:
+    """What to say of a file that polars refuses: the first line that explains it."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode().rstrip("\r\n")
+            except UnicodeDecodeError:
+                return f"{path}, line {number}: not UTF-8; convert the file to UTF-8"
+            fields = next(csv.reader([line], delimiter=separator), []) if quoted else line.split(separator)
+            if len(fields) > n_fields:
+                found = f"{len(fields)} fields where {n_fields} are expected"
+                return f"{path}, line {number}: {found}; correct or delete the line"
+    return f"{path}: cannot be read ({str(error).splitlines()[0]}); check quotes and separators"

@@ -1,0 +1,1 @@
+"""Gaussian diffusion on arrays: schedule, process, samplers. No flax, no model."""

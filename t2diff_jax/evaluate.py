@@ -1,0 +1,154 @@
+"""Full-catalogue evaluation: the item table once, then every target's rank; recommendations; the report."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t2diff_jax import rng
+from t2diff_jax.config import EvalConfig
+from t2diff_jax.data.batches import Windows, evaluation_batches
+from t2diff_jax.data.log import InteractionLog
+from t2diff_jax.data.splits import Targets
+from t2diff_jax.metrics import mean_and_spread, ranking_metrics, recall_by_popularity
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, ranks, top_k
+from t2diff_jax.sharding import batch_sharding, process_rows, put_batch, replicated, row_sharding
+from t2diff_jax.types import Batch, Catalogue, Encoder, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates one retriever on one log. Functions are compiled once per evaluator and shape.
+
+    Attributes:
+      catalogue: on the devices.
+      seed: names the evaluation noise: with it, (noise key, user, position) determine a user vector.
+    """
+
+    retriever: Encoder
+    catalogue: Catalogue
+    log: InteractionLog
+    windows: Windows
+    config: EvalConfig
+    mesh: Mesh
+    seed: int
+
+    def rank_targets(self, variables: Variables, targets: Targets, noise_keys: int) -> np.ndarray:
+        """Rank of every target under every noise key, float32 [noise_keys, n]."""
+        table = self._build_table(variables, self.catalogue)
+        rows = []
+        for key in self._keys(noise_keys):
+            parts = [self._rank(variables, self.catalogue, table, batch, key) for batch in self._batches(targets)]
+            rows.append(np.concatenate(jax.device_get(parts))[: len(targets)])
+        return np.stack(rows)
+
+    def recommend(self, variables: Variables, targets: Targets, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Top-k scores float32 [n, k] and item ids int32 [n, k] for every target's request, under the first noise key.
+
+        Fewer than k where that many items may not be recommended: the rest is id 0 with score -inf.
+        """
+        table = self._build_table(variables, self.catalogue)
+        key = self._keys(1)[0]
+        parts = [self._recommend(variables, self.catalogue, table, b, key, k) for b in self._batches(targets)]
+        scores, ids = (np.concatenate(column) for column in zip(*jax.device_get(parts), strict=True))
+        return scores[: len(targets)], ids[: len(targets)]
+
+    def _keys(self, n: int) -> list[jax.Array]:
+        stream = rng.stream(self.seed, "evaluation")
+        return [rng.at_step(stream, i) for i in range(n)]
+
+    def _batches(self, targets: Targets):
+        size = -(-self.config.batch_size // self.mesh.shape["data"]) * self.mesh.shape["data"]
+        rows = process_rows(self.mesh, size)
+        args = dict(with_seen=self.config.exclude_seen)
+        for batch in evaluation_batches(self.log, targets, self.windows, size, rows, **args):
+            yield put_batch(self.mesh, batch)
+
+    @functools.cached_property
+    def _build_table(self):
+        def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
+            return block_table(self.retriever.encode_items(variables, catalogue), catalogue.n_items, self.config.block)
+
+        return jax.jit(build)
+
+    @functools.cached_property
+    def _rank(self):
+        def rank(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array):
+            users = self._encode(variables, catalogue, batch, key)
+            own = table.blocks.reshape(-1, table.blocks.shape[-1])[batch["target"]]
+            return ranks(users, table, batch["target"], own, merge=self.config.merge)
+
+        placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
+        return jax.jit(rank, in_shardings=placed, out_shardings=replicated(self.mesh))
+
+    @functools.cached_property
+    def _recommend(self):
+        def recommend(variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array, k: int):
+            return top_k(self._encode(variables, catalogue, batch, key), table, k, merge=self.config.merge)
+
+        return jax.jit(recommend, static_argnums=5, out_shardings=replicated(self.mesh))
+
+    def _encode(self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array) -> Users:
+        vectors, mask = self.retriever.encode_user(variables, catalogue, batch, key)
+        return Users(vectors, mask, batch.get("seen"))
+
+
+def summarise(ranks_by_key: np.ndarray, targets: Targets, ks: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+    """(mean, spread over noise keys) of each metric, over the targets that have a history."""
+    warm = targets.positions > 0
+    return mean_and_spread([ranking_metrics(row[warm], ks) for row in ranks_by_key])
+
+
+def coverage(recommended: np.ndarray, n_items: int, ks: tuple[int, ...]) -> dict[str, float]:
+    """Share of the catalogue that is among anybody's top K, by K; recommended: item ids [n, max K], 0 for none."""
+    return {f"coverage@{k}": np.setdiff1d(recommended[:, :k], [0]).size / n_items for k in ks}
+
+
+def report(
+    evaluator: Evaluator, variables: Variables, targets: Targets, ranks_by_key: np.ndarray, popularity: np.ndarray
+) -> dict[str, Any]:
+    """All that is told about one evaluated model, ready for JSON; popularity: training counts by item id [R]."""
+    ks, log = evaluator.config.ks, evaluator.log
+    warm = targets.positions > 0
+    target_items = log.items[log.offsets[targets.users] + targets.positions]
+    _, recommended = evaluator.recommend(variables, targets, min(max(ks), log.n_items))
+    metrics = summarise(ranks_by_key, targets, ks)
+    result = {
+        "metrics": {name: {"mean": mean, "spread": spread} for name, (mean, spread) in metrics.items()},
+        "noise_keys": len(ranks_by_key),
+        "users": int(np.unique(targets.users[warm]).size),
+        "targets": int(warm.sum()),
+        "targets_without_history": int((~warm).sum()),
+        "catalogue": log.n_items,
+        "seen_items_excluded": evaluator.config.exclude_seen,
+        "coverage": coverage(recommended[warm], log.n_items, ks),
+        "recall@20_by_popularity_decile": recall_by_popularity(
+            ranks_by_key[0][warm], popularity[target_items[warm]], 20, 10
+        ),
+    }
+    if not warm.all():
+        cold = mean_and_spread([ranking_metrics(row[~warm], ks) for row in ranks_by_key])
+        result["metrics_without_history"] = {k: {"mean": m, "spread": s} for k, (m, s) in cold.items()}
+    return result
+
+
+def recommendations_text(log: InteractionLog, targets: Targets, items: np.ndarray) -> str:
+    """For people: per request the last behaviours, what came next, and the recommended items [n, k]."""
+
+    def name(item: np.integer) -> str:
+        return str(log.item_ids[item]) if log.titles is None else f"{log.titles[item]} [{log.item_ids[item]}]"
+
+    blocks = []
+    for user, position, row in zip(targets.users, targets.positions, items, strict=True):
+        start = log.offsets[user]
+        history, target = log.items[max(start, start + position - 5) : start + position], log.items[start + position]
+        lines = [f"user {log.user_ids[user]}, after {position} behaviours", "  last:  " + "; ".join(map(name, history))]
+        lines += [f"  next:  {name(target)}"]
+        lines += [
+            f"  {place:>4}.  {name(i)}{'   <- next' if i == target else ''}" for place, i in enumerate(row, 1) if i
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

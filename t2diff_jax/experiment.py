@@ -1,0 +1,108 @@
+"""All parts of a run, built from a config: data, model, mesh, state, compiled step. For training and evaluation."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from t2diff_jax.config import Config
+from t2diff_jax.data.batches import TrainingOrder, Windows, make_batch_at
+from t2diff_jax.data.catalogue import make_catalogue, make_sizes
+from t2diff_jax.data.log import InteractionLog
+from t2diff_jax.data.sources import load_log
+from t2diff_jax.data.splits import Split, make_split
+from t2diff_jax.evaluate import Evaluator
+from t2diff_jax.models import build_retriever
+from t2diff_jax.models.popularity import Popularity
+from t2diff_jax.optim import make_optimizer
+from t2diff_jax.sharding import make_mesh, process_rows, put_batch, put_catalogue
+from t2diff_jax.train_state import TrainState, abstract_state, make_state
+from t2diff_jax.train_step import Step, compile_step
+from t2diff_jax.types import Batch, Catalogue, Encoder, Retriever
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts. Nothing here is learned; `make_state` draws the initial parameters.
+
+    Attributes:
+      catalogue: on the devices, rows over the model axis.
+      tx: the optimiser.
+    """
+
+    config: Config
+    log: InteractionLog
+    split: Split
+    catalogue: Catalogue
+    retriever: Retriever
+    mesh: Mesh
+    tx: optax.GradientTransformation
+
+    def summary(self) -> str:
+        """Two lines on what runs where."""
+        log, devices = self.log, jax.devices()
+        return (
+            f"{log.name}: {log.n_users:,} users, {log.n_items:,} items, {len(log.items):,} behaviours\n"
+            f"{self.config.model.name} on {len(devices)} {devices[0].device_kind} device(s), "
+            f"{jax.process_count()} process(es), jax {jax.__version__}"
+        )
+
+    @functools.cached_property
+    def order(self) -> TrainingOrder:
+        """The sequence of training targets."""
+        return TrainingOrder.of(self.split, self.config.data, self.config.seed)
+
+    @functools.cached_property
+    def host_batch_at(self):
+        """step -> this process's rows of the step's batch, as numpy arrays."""
+        size = self.config.train.batch_size
+        windows = Windows.of(self.config)
+        return make_batch_at(self.log, self.order, windows, size, process_rows(self.mesh, size))
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a 0-based step, on the devices."""
+        return put_batch(self.mesh, self.host_batch_at(step))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the train state."""
+        return abstract_state(self.mesh, self.catalogue, self.batch_at(0), **self._recipe)
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        return make_state(self.config.seed, self.abstract_state, self.catalogue, self.batch_at(0), **self._recipe)
+
+    def compile_step(self) -> Step:
+        """The jitted training step."""
+        args = dict(seed=self.config.seed, ema_decay=self.config.optim.ema)
+        return compile_step(self.mesh, self.abstract_state, retriever=self.retriever, tx=self.tx, **args)
+
+    def evaluator(self) -> Evaluator:
+        """The evaluator of the model."""
+        return self._evaluator(self.retriever)
+
+    def popularity_evaluator(self) -> Evaluator:
+        """The evaluator of the popularity baseline on the same targets."""
+        return self._evaluator(Popularity())
+
+    def _evaluator(self, retriever: Encoder) -> Evaluator:
+        c = self.config
+        return Evaluator(retriever, self.catalogue, self.log, Windows.of(c), c.eval, self.mesh, c.seed)
+
+    @property
+    def _recipe(self) -> dict:
+        return dict(retriever=self.retriever, tx=self.tx, average=self.config.optim.ema > 0)
+
+
+def build(config: Config) -> Experiment:
+    """Reads the log and builds everything. Raises `DataError` or `ConfigError` before anything is written."""
+    mesh = make_mesh(config.mesh)
+    process_rows(mesh, config.train.batch_size)
+    log = load_log(config.data)
+    split = make_split(log, config.data, config.seed)
+    host_catalogue = make_catalogue(log, split, config.model.row_multiple)
+    retriever = build_retriever(config, make_sizes(log, host_catalogue, config))
+    tx = make_optimizer(config.optim, config.train.steps)
+    return Experiment(config, log, split, put_catalogue(mesh, host_catalogue), retriever, mesh, tx)

@@ -1,0 +1,115 @@
+"""The final evaluation of a run: a checkpoint on the test targets, beside the popularity baseline."""
+
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+from t2diff_jax.evaluate import recommendations_text, report, summarise
+from t2diff_jax.experiment import Experiment
+from t2diff_jax.metrics import bootstrap_difference, target_metrics
+from t2diff_jax.sharding import to_host
+from t2diff_jax.train_state import TrainState
+from t2diff_jax.writer import metrics_table, say, write_json
+
+
+def evaluate_checkpoint(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> dict[str, Any]:
+    """Evaluates a checkpoint (the best by validation if `step` is None) on the test targets.
+
+    Prints the table, writes `eval.json` and `test_ranks.npz` (users, positions, targets, ranks [noise_keys, n]).
+    """
+    config, log, targets = experiment.config, experiment.log, experiment.split.test
+    state, step = restore(experiment, workdir, step)
+    counts = to_host(experiment.mesh, experiment.catalogue.counts)
+    evaluator, variables = experiment.evaluator(), state.evaluation_variables()
+    ranks = evaluator.rank_targets(variables, targets, config.eval.noise_keys)
+    result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": "test"}
+    result |= report(evaluator, variables, targets, ranks, counts)
+    rows = {config.model.name: summarise(ranks, targets, config.eval.ks)}
+    if config.eval.popularity:
+        popular = experiment.popularity_evaluator()
+        popular_ranks = popular.rank_targets({}, targets, 1)
+        result["popularity"] = report(popular, {}, targets, popular_ranks, counts)
+        rows["popularity"] = {
+            name: (mean, None) for name, (mean, _) in summarise(popular_ranks, targets, config.eval.ks).items()
+        }
+    if jax.process_index() == 0:
+        items = log.items[log.offsets[targets.users] + targets.positions]
+        arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
+        np.savez_compressed(workdir / "test_ranks.npz", **arrays)
+        write_json(workdir / "eval.json", result)
+    say(_describe(result, rows))
+    return result
+
+
+def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, float | None]]]) -> str:
+    seen = "excluded" if result["seen_items_excluded"] else "not excluded"
+    head = (
+        f"\ntest, {result['protocol']}, checkpoint of step {result['step']}: {result['targets']:,} targets of "
+        f"{result['users']:,} users ranked among {result['catalogue']:,} items, seen items {seen}, "
+        f"{result['noise_keys']} noise key(s)"
+    )
+    cold = result["targets_without_history"]
+    tail = f"\n{cold:,} further targets have no history; see metrics_without_history in eval.json" if cold else ""
+    return f"{head}\n\n{metrics_table(rows)}{tail}"
+
+
+def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> tuple[TrainState, int]:
+    """The state of a checkpoint and its step: the best by validation where `step` is None, else the latest.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it cannot be used.
+    """
+    config, digest = experiment.config, experiment.log.digest()
+    args = dict(keep=config.train.keep, select=config.eval.select, log_digest=digest, read_only=True)
+    with Checkpointer(workdir, **args) as checkpointer:
+        if step is None:  # a given step is restored even where another checkpoint is damaged
+            step = checkpointer.best_step()
+        if step is None:
+            step = checkpointer.latest_step()
+        if step is not None:
+            return checkpointer.restore(step, experiment.abstract_state), step
+    raise CheckpointError(f"{workdir} holds no checkpoint yet: train first, or name another --workdir")
+
+
+def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...]) -> str:
+    """A table of two evaluated runs on the same test targets: both means, and their difference with its interval.
+
+    Raises:
+      CheckpointError: a run was not evaluated, or on other targets.
+    """
+    mine, theirs = _test_ranks(workdir), _test_ranks(other)
+    for name in ("users", "positions", "targets"):
+        if not np.array_equal(mine[name], theirs[name]):
+            raise CheckpointError(f"{other} was tested on other targets than {workdir}: same data, protocol and seed?")
+    warm = mine["positions"] > 0
+    a, b = (target_metrics(run["ranks"][:, warm], ks) for run in (mine, theirs))
+    lines = [f"against {other}: difference, and its 95 % interval by paired bootstrap over users\n"]
+    for name in a:
+        ours, other_values = a[name].mean(axis=0), b[name].mean(axis=0)
+        difference, low, high = bootstrap_difference(ours, other_values, mine["users"][warm], draws=2000, seed=0)
+        means = f"{ours.mean():.4f}  {other_values.mean():.4f}"
+        lines.append(f"{name:<11} {means}  {difference:+.4f}  [{low:+.4f}, {high:+.4f}]")
+    return "\n".join(lines)
+
+
+def _test_ranks(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    path = workdir / "test_ranks.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("users", "positions", "targets", "ranks")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): evaluate that run first"
+        ) from error
+
+
+def show_recommendations(experiment: Experiment, workdir: pathlib.Path, step: int | None, requests: int) -> None:
+    """Prints what the model recommends for the first `requests` test targets, with titles where the log has them."""
+    state, _ = restore(experiment, workdir, step)
+    targets = experiment.split.test.first(requests)
+    _, items = experiment.evaluator().recommend(state.evaluation_variables(), targets, min(10, experiment.log.n_items))
+    say(recommendations_text(experiment.log, targets, items))

@@ -1,0 +1,76 @@
+"""Per-example losses: softmax cross-entropy over the catalogue, full or sampled (24), and the diffusion loss (23)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def full_softmax(
+    users: Float[Array, "Q U"],
+    table: Float[Array, "R U"],
+    targets: Int[Array, " Q"],
+    is_item: Bool[Array, " R"],
+    *,
+    label_smoothing: float,
+) -> Float[Array, " Q"]:
+    """-log softmax of <e_u, e_i> over all items (24), float32 [Q].
+
+    Label smoothing spreads its share evenly over the catalogue. `targets` must be items: a padding target gives +inf.
+    """
+    logits = jnp.einsum("qu,ru->qr", users, table, preferred_element_type=jnp.float32)
+    logits = jnp.where(is_item, logits, -jnp.inf)
+    positive = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    if label_smoothing:
+        mean = jnp.where(is_item, logits, 0).sum(axis=-1) / is_item.sum()
+        positive = (1 - label_smoothing) * positive + label_smoothing * mean
+    return log_total - positive
+
+
+def sampled_softmax(
+    users: Float[Array, "B P U"],
+    positives: Float[Array, "B P U"],
+    negatives: Float[Array, "m U"],
+    targets: Int[Array, "B P"],
+    negative_ids: Int[Array, " m"],
+    n_items: int,
+    own: Float[Array, "B L U"] | None = None,
+    own_ids: Int[Array, "B L"] | None = None,
+) -> Float[Array, "B P"]:
+    """Softmax cross-entropy against m shared negatives drawn uniformly with replacement, float32 [B, P].
+
+    A negative enters as s - log E[count] with E[count] = m / N, the positive uncorrected (logQ); a negative that is the
+    row's own target is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of their row: each
+    enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an unbiased estimate.
+    """
+    positive = jnp.einsum("bpu,bpu->bp", users, positives, preferred_element_type=jnp.float32)[..., None]
+    shared = jnp.einsum("bpu,mu->bpm", users, negatives, preferred_element_type=jnp.float32)
+    shared = shared - jnp.log(negative_ids.shape[0] / n_items)
+    hidden = targets[..., None] == negative_ids[None, None]
+    logits = [positive]
+    if own_ids is not None:
+        hidden |= (own_ids[..., None] == negative_ids[None, None]).any(axis=1)[:, None]
+        certain = jnp.einsum("bpu,blu->bpl", users, own, preferred_element_type=jnp.float32)
+        counts = (first_occurrence(own_ids) & (own_ids > 0))[:, None] & (own_ids[:, None] != targets[..., None])
+        logits.append(jnp.where(counts, certain, -jnp.inf))
+    logits.append(jnp.where(hidden, -jnp.inf, shared))
+    return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1) - positive[..., 0]
+
+
+def first_occurrence(ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+    """True where an id appears for the first time in its row."""
+    earlier = jnp.tri(ids.shape[1], k=-1, dtype=bool)
+    return ~((ids[:, :, None] == ids[:, None, :]) & earlier[None]).any(axis=-1)
+
+
+def diffusion_loss(
+    drift: Float[Array, "B L D"], estimate: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+) -> Float[Array, " B"]:
+    """||z_0 - zhat_0||^2 (23), mean over valid positions and width, float32 [B]; 0 for a window without any."""
+    square = jnp.square(drift - estimate).mean(axis=-1)
+    return jnp.where(mask, square, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def weighted_mean(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean over the places of positive weight; a value at weight 0 has no influence, not even a non-finite one."""
+    return jnp.where(weights > 0, values * weights, 0).sum() / jnp.maximum(weights.sum(), 1e-9)

@@ -1,0 +1,51 @@
+"""Ranking metrics from ranks: one relevant item per target, so Recall@K is the hit rate."""
+
+import numpy as np
+
+
+def target_metrics(ranks: np.ndarray, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Recall@K, MRR@K (0 beyond K) and NDCG@K (1 / log2(rank + 1)) of each target, in the shape of `ranks`.
+
+    ranks: float, 1 + greater + ties / 2; a hit is rank <= K.
+
+    Raises:
+      FloatingPointError: a rank is NaN, which means that a score was.
+    """
+    if not np.isfinite(ranks).all():
+        raise FloatingPointError("a score is NaN or infinite: the model has diverged; evaluate an earlier checkpoint")
+    terms = {"recall": np.ones_like(ranks), "mrr": 1 / ranks, "ndcg": 1 / np.log2(ranks + 1)}
+    return {f"{name}@{k}": np.where(ranks <= k, term, 0) for name, term in terms.items() for k in ks}
+
+
+def ranking_metrics(ranks: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
+    """Means of `target_metrics` over the targets; NaN where there are none."""
+    return {
+        name: float(values.mean()) if values.size else float("nan")
+        for name, values in target_metrics(ranks, ks).items()
+    }
+
+
+def mean_and_spread(rows: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """(mean, sample standard deviation) of each metric over repetitions; the deviation of a single one is 0."""
+    return {
+        name: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+        for name in rows[0]
+        for values in [[row[name] for row in rows]]
+    }
+
+
+def recall_by_popularity(ranks: np.ndarray, popularity: np.ndarray, k: int, groups: int) -> list[float]:
+    """Recall@k by group of the target's popularity, the least popular first; groups hold equal numbers of targets."""
+    order = np.argsort(popularity, kind="stable")
+    return [float((ranks[part] <= k).mean()) if len(part) else float("nan") for part in np.array_split(order, groups)]
+
+
+def bootstrap_difference(
+    a: np.ndarray, b: np.ndarray, users: np.ndarray, *, draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Paired bootstrap over users of mean(a - b): (difference, 2.5 %, 97.5 %). a, b, users: per target [n]."""
+    _, user = np.unique(users, return_inverse=True)
+    total, count = np.bincount(user, a - b), np.bincount(user)
+    picks = np.random.default_rng(seed).integers(0, len(count), (draws, len(count)))
+    means = total[picks].sum(axis=1) / count[picks].sum(axis=1)
+    return float((a - b).mean()), *map(float, np.quantile(means, [0.025, 0.975]))

@@ -1,0 +1,79 @@
+"""What every trained retriever shares: item vectors for one step, and cross-entropy against the catalogue."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2diff_jax import losses
+from t2diff_jax.config import LossConfig, ModelConfig
+from t2diff_jax.nn.embeddings import ItemEmbedding, is_item
+from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
+
+
+class StepItems(NamedTuple):
+    """Item vectors as one training step needs them.
+
+    Attributes:
+      lookup: ids [...] -> e(i) [..., D].
+      cross_entropy: (user vectors [B, P, U], target ids [B, P], history [B, L]) -> loss per target [B, P].
+    """
+
+    lookup: Callable[[jax.Array], jax.Array]
+    cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
+    """The embedding module for a log: parts that it has no data for leave their width to the ids."""
+    return ItemEmbedding(
+        rows=sizes.rows,
+        dim=model.dim,
+        categories=sizes.categories,
+        category_dim=model.category_dim if sizes.categories else 0,
+        content_dim=model.content_dim if sizes.content else 0,
+        init_sd=model.init_sd,
+    )
+
+
+def step_items(
+    net: nn.Module, variables: Variables, catalogue: Catalogue, loss: LossConfig, key: jax.Array
+) -> StepItems:
+    """Full softmax computes the table once and looks up in it; sampled softmax touches only the rows it needs.
+
+    `net` exposes `item_table(catalogue)`, `embed(ids, catalogue)` and `score_vectors(e, ids)` (ids None: all rows).
+    """
+
+    def apply(method: str, *args: object) -> jax.Array:
+        return net.apply(variables, *args, method=method)
+
+    if loss.negatives == 0:
+        table = apply("item_table", catalogue)
+        scored, valid = apply("score_vectors", table, None), is_item(catalogue)
+
+        def full(users: jax.Array, targets: jax.Array, _history: jax.Array) -> jax.Array:
+            flat = users.reshape(-1, users.shape[-1]), scored, targets.reshape(-1), valid
+            return losses.full_softmax(*flat, label_smoothing=loss.label_smoothing).reshape(targets.shape)
+
+        return StepItems(lambda ids: table[ids], full)
+
+    def embed(ids: jax.Array) -> jax.Array:
+        return apply("embed", ids, catalogue)
+
+    negative_ids = jax.random.randint(key, (loss.negatives,), 1, catalogue.n_items + 1)
+
+    def sampled(users: jax.Array, targets: jax.Array, history: jax.Array) -> jax.Array:
+        own_ids = history if loss.window_negatives else None
+        positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))
+        own = None if own_ids is None else apply("score_vectors", embed(own_ids), own_ids)
+        drawn = targets, negative_ids, catalogue.n_items
+        return losses.sampled_softmax(users, positives, negatives, *drawn, own, own_ids)
+
+    return StepItems(embed, sampled)
+
+
+def next_items(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Targets at every position int32 [B, L] (what came next; an item also where nothing counts) and weights [B, L]."""
+    targets = jnp.concatenate([batch["history"][:, 1:], batch["target"][:, None]], axis=1)
+    return jnp.maximum(targets, 1), (batch["history"] > 0) * batch["weight"][:, None]

@@ -1,0 +1,1 @@
+"""Linen blocks, one idea per file."""

@@ -1,0 +1,77 @@
+"""Item and user-feature embeddings: e(i) = [id embedding ; mean of category embeddings ; projected content]."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from t2diff_jax.types import Catalogue
+
+
+class ItemEmbedding(nn.Module):
+    """One item representation for behaviours, targets and the item tower. Padding (id 0) is the zero vector.
+
+    Attributes:
+      rows: R, rows of the id table.
+      dim: D; the id part is what categories and content leave of it.
+      categories: rows of the category table (0: no categories), row 0 being padding.
+      category_dim, content_dim: widths of these parts, 0 where absent.
+    """
+
+    rows: int
+    dim: int
+    categories: int
+    category_dim: int
+    content_dim: int
+    init_sd: float
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(self.init_sd)
+        id_dim = self.dim - self.category_dim - self.content_dim
+        self.item_table = self.param("item_table", init, (self.rows, id_dim))
+        if self.category_dim:
+            self.category_table = self.param("category_table", init, (self.categories, self.category_dim))
+        if self.content_dim:
+            self.content = nn.Dense(self.content_dim, use_bias=False)
+
+    def __call__(self, ids: Int[Array, "..."], catalogue: Catalogue) -> Float[Array, "... D"]:
+        """e(i) for ids of any shape."""
+        features = [x[ids] for x in (catalogue.categories, catalogue.content) if x is not None]
+        return self._join(self.item_table[ids], *features) * (ids > 0)[..., None]
+
+    def table(self, catalogue: Catalogue) -> Float[Array, "R D"]:
+        """e(i) of every row, without a gather of the id table. Rows that are no items are zero."""
+        features = [x for x in (catalogue.categories, catalogue.content) if x is not None]
+        return self._join(self.item_table, *features) * is_item(catalogue)[:, None]
+
+    def _join(self, id_part: Array, *features: Array) -> Array:
+        parts, rest = [id_part], list(features)
+        if self.category_dim:
+            parts.append(self._mean_category(rest.pop(0)))
+        if self.content_dim:
+            parts.append(self.content(rest.pop(0)))
+        return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else id_part
+
+    def _mean_category(self, categories: Int[Array, "... C"]) -> Float[Array, "... E"]:
+        present = (categories > 0)[..., None]
+        total = jnp.sum(self.category_table[categories] * present, axis=-2)
+        return total / jnp.maximum(present.sum(axis=-2), 1)
+
+
+def is_item(catalogue: Catalogue) -> Array:
+    """bool [R]: rows 1..N are items; row 0 is padding, rows above N only fill the table."""
+    row = jnp.arange(catalogue.n_rows)
+    return (row > 0) & (row <= catalogue.n_items)
+
+
+class UserFeatures(nn.Module):
+    """Concatenated embeddings of the categorical user features; id 0 is "unknown"."""
+
+    sizes: tuple[int, ...]
+    dim: int
+    init_sd: float
+
+    @nn.compact
+    def __call__(self, features: Int[Array, "B F"]) -> Float[Array, "B E"]:
+        init = nn.initializers.normal(self.init_sd)
+        tables = [self.param(f"table_{i}", init, (size, self.dim)) for i, size in enumerate(self.sizes)]
+        return jnp.concatenate([table[features[:, i]] for i, table in enumerate(tables)], axis=-1)

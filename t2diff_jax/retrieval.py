@@ -1,0 +1,126 @@
+"""Scoring users against the whole item table: streaming ranks and exact top-k, a block of items at a time.
+
+No [B, N] matrix is kept. Products are in full float32: an accelerator's default would round the scores that ranks
+compare.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
+# order; closer than this times |u| |e| counts as a tie.
+_TIE = 16 * float(jnp.finfo(jnp.float32).eps)
+
+
+class Users(NamedTuple):
+    """User vectors [B, M, U], their mask [B, M], and ids [B, S] that leave the ranking (0: none), or None."""
+
+    vectors: Float[Array, "B M U"]
+    mask: Bool[Array, "B M"]
+    excluded: Int[Array, "B S"] | None
+
+
+class BlockedTable(NamedTuple):
+    """Item vectors in blocks [n, b, U] and the id of the first item of each block [n]; ids beyond n_items only fill."""
+
+    blocks: Float[Array, "n b U"]
+    starts: Int[Array, " n"]
+    n_items: Int[Array, ""]
+
+
+def block_table(table: Float[Array, "R U"], n_items: int, block: int) -> BlockedTable:
+    """Cuts a table into equal blocks of at most `block` rows (rounded up to 8)."""
+    count = -(-table.shape[0] // block)
+    size = -(-table.shape[0] // (8 * count)) * 8
+    padded = jnp.pad(table, ((0, count * size - table.shape[0]), (0, 0)))
+    return BlockedTable(padded.reshape(count, size, -1), jnp.arange(count) * size, jnp.int32(n_items))
+
+
+def ranks(
+    users: Users, table: BlockedTable, targets: Int[Array, " B"], target_vectors: Float[Array, "B U"], *, merge: str
+) -> Float[Array, " B"]:
+    """1 + number of greater scores + ties / 2 among all other items, float32 [B].
+
+    NaN where a score is NaN or infinite, and for a user without a vector.
+
+    merge: "max" over the M user vectors, or "softmax_mean" (the log of the mean of their softmaxes).
+    """
+    shift = _log_partition(users, table) if merge == "softmax_mean" else jnp.zeros(users.mask.shape)
+    own = _dot("bmu,bu->bm", users.vectors, target_vectors)
+    size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
+    own = _merge(own[..., None] - shift[..., None], users.mask, merge)
+    slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
+
+    def count(carry: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        greater, bad = carry
+        ids, scores = _block_scores(users, block, table.n_items, shift, merge)
+        other = ids != targets[:, None]
+        above, tied = scores > own + slack, jnp.abs(scores - own) <= slack
+        greater += jnp.sum(jnp.where(other, above + 0.5 * tied, 0), axis=1)
+        return (greater, bad | ~(scores < jnp.inf).all(axis=1)), None
+
+    start = (jnp.zeros(targets.shape, jnp.float32), ~jnp.isfinite(own[:, 0]))
+    (greater, bad), _ = jax.lax.scan(count, start, (table.blocks, table.starts))
+    return jnp.where(bad, jnp.nan, 1 + greater)
+
+
+def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The k best items: scores, and ids in descending order of score, the smaller id first on a tie.
+
+    Where fewer than k items may be recommended, the rest is id 0 with score -inf.
+    """
+    shift = _log_partition(users, table) if merge == "softmax_mean" else jnp.zeros(users.mask.shape)
+
+    def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        ids, scores = _block_scores(users, block, table.n_items, shift, merge)
+        scores = jnp.concatenate([best[0], scores], axis=1)
+        ids = jnp.concatenate([best[1], jnp.broadcast_to(ids, (scores.shape[0], ids.shape[1]))], axis=1)
+        scores, places = jax.lax.top_k(scores, k)
+        return (scores, jnp.take_along_axis(ids, places, axis=1)), None
+
+    rows = users.vectors.shape[0]
+    start = (jnp.full((rows, k), -jnp.inf), jnp.zeros((rows, k), jnp.int32))
+    (scores, ids), _ = jax.lax.scan(keep, start, (table.blocks, table.starts))
+    return scores, jnp.where(jnp.isfinite(scores), ids, 0)
+
+
+def _block_scores(
+    users: Users, block: tuple[Array, Array], n_items: Array, shift: Array, merge: str
+) -> tuple[Array, Array]:
+    """ids [1, b] and merged scores [B, b] of one block; -inf for what may not be ranked."""
+    vectors, start = block
+    ids = (start + jnp.arange(vectors.shape[0], dtype=jnp.int32))[None]
+    scores = _merge(_dot("bmu,nu->bmn", users.vectors, vectors) - shift[..., None], users.mask, merge)
+    scores = jnp.where((ids > 0) & (ids <= n_items), scores, -jnp.inf)
+    if users.excluded is not None:
+        place = users.excluded - start
+        # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
+        place = jnp.where(place < 0, vectors.shape[0], place)
+        scores = scores.at[jnp.arange(scores.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
+    return ids, scores
+
+
+def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) -> Float[Array, "B n"]:
+    scores = jnp.where(mask[..., None], scores, -jnp.inf)
+    if merge == "max" or scores.shape[1] == 1:
+        return scores.max(axis=1)
+    return jax.nn.logsumexp(scores, axis=1) - jnp.log(mask.sum(axis=1, keepdims=True))
+
+
+def _log_partition(users: Users, table: BlockedTable) -> Float[Array, "B M"]:
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        vectors, start = block
+        ids = start + jnp.arange(vectors.shape[0])
+        scores = _dot("bmu,nu->bmn", users.vectors, vectors)
+        scores = jnp.where((ids > 0) & (ids <= table.n_items), scores, -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(scores, axis=-1)), None
+
+    total, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))
+    return total
+
+
+def _dot(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -1,0 +1,116 @@
+"""The mesh and the placement rules. Nothing else builds a Mesh.
+
+Axes: "data" splits the batch, "model" splits the rows of item tables (and of whatever follows them: moments, averages).
+Everything else is replicated. The mathematics is written for one device; the compiler inserts the collectives.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t2diff_jax.config import ConfigError, MeshConfig
+from t2diff_jax.types import Catalogue
+
+# Parameters with one row per item, by the name of the parameter.
+_ROW_SHARDED = ("item_table", "signature_table")
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The (data, model) mesh over all devices of all processes.
+
+    Raises:
+      ConfigError: the devices cannot be laid out so.
+    """
+    devices = jax.device_count()
+    data = devices // config.model if config.data == -1 else config.data
+    if data * config.model != devices:
+        raise ConfigError(
+            f"config.mesh: {config.data} x {config.model} (data x model) does not lay out {devices} devices; "
+            "data = -1 takes what model leaves"
+        )
+    return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over "data"."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis (item rows) over "model"."""
+    return NamedSharding(mesh, PartitionSpec("model"))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Shardings of a train state (arrays or shapes): item tables by rows, also inside optimiser states and averages.
+
+    Raises:
+      ConfigError: the rows of a table do not divide by the model axis.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+        if not any(name in _ROW_SHARDED for name in names) or leaf.ndim == 0:
+            return replicated(mesh)
+        check_rows(mesh, leaf.shape[0])
+        return row_sharding(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def check_rows(mesh: Mesh, rows: int) -> None:
+    """Raises `ConfigError` unless the rows of an item table divide by the model axis."""
+    if rows % mesh.shape["model"]:
+        raise ConfigError(
+            f"config.mesh.model: {rows} table rows do not divide by {mesh.shape['model']} devices; "
+            "set config.model.row_multiple to a multiple of the model axis"
+        )
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of a global batch that this process has to make.
+
+    Raises:
+      ConfigError: the batch does not divide by the data axis.
+    """
+    if batch_size % mesh.shape["data"]:
+        raise ConfigError(
+            f"config.train.batch_size: {batch_size} does not divide by the {mesh.shape['data']} devices of the data "
+            "axis; set it to a multiple, or give config.mesh.model more of the devices"
+        )
+    index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    spans = [span.indices(batch_size) for (span,) in index.values()]
+    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+
+
+def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A global batch on the devices from each process's own rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+
+
+def to_host(mesh: Mesh, value: jax.Array) -> np.ndarray:
+    """The whole of an array, on every process; its rows may lie on devices of others."""
+    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated(mesh))(value))
+
+
+def put_catalogue(mesh: Mesh, catalogue: Catalogue) -> Catalogue:
+    """The catalogue's arrays on the devices, by rows.
+
+    Raises:
+      ConfigError: the rows do not divide by the model axis.
+    """
+    check_rows(mesh, catalogue.n_rows)
+    sharding = row_sharding(mesh)
+
+    def put(value: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, catalogue)

@@ -1,0 +1,85 @@
+"""The train state: all that a checkpoint holds. No key: randomness is a function of the seed and the step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from t2diff_jax import rng
+from t2diff_jax.sharding import state_shardings
+from t2diff_jax.types import Batch, Catalogue, Params, Retriever, Variables
+
+
+class TrainState(NamedTuple):
+    """Attributes:
+
+    step: int32, steps done.
+    params: learned parameters, float32.
+    opt_state: the optimiser's state.
+    ema: averaged parameters, or None where averaging is off.
+    stats: running statistics of the model (drift scale); not learned.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    stats: Any
+
+    def evaluation_variables(self) -> Variables:
+        """What evaluation uses: the averaged parameters where there are any."""
+        return {"params": self.params if self.ema is None else self.ema, "stats": self.stats}
+
+
+def init_state(
+    key: jax.Array,
+    catalogue: Catalogue,
+    batch: Batch,
+    *,
+    retriever: Retriever,
+    tx: optax.GradientTransformation,
+    average: bool,
+) -> TrainState:
+    """The state before the first step."""
+    variables = retriever.init(key, catalogue, batch)
+    params = variables["params"]
+    ema = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(jnp.int32(0), params, tx.init(params), ema, variables["stats"])
+
+
+def abstract_state(
+    mesh: Mesh,
+    catalogue: Catalogue,
+    batch: Batch,
+    *,
+    retriever: Retriever,
+    tx: optax.GradientTransformation,
+    average: bool,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed. What a checkpoint is restored against."""
+    shapes = jax.eval_shape(
+        lambda: init_state(jax.random.key(0), catalogue, batch, retriever=retriever, tx=tx, average=average)
+    )
+    shardings = state_shardings(mesh, shapes)
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def make_state(
+    seed: int,
+    abstract: TrainState,
+    catalogue: Catalogue,
+    batch: Batch,
+    *,
+    retriever: Retriever,
+    tx: optax.GradientTransformation,
+    average: bool,
+) -> TrainState:
+    """The initial state, born sharded: no device ever holds the whole of a sharded table."""
+
+    def init(key: jax.Array, catalogue: Catalogue, batch: Batch) -> TrainState:
+        return init_state(key, catalogue, batch, retriever=retriever, tx=tx, average=average)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(rng.stream(seed, "init"), catalogue, batch)

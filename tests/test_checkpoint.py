@@ -1,0 +1,428 @@
+"""Checkpoints come back exactly or not at all; a workdir belongs to one run."""
+
+import dataclasses
+import gc
+import os
+import pathlib
+import random
+import runpy
+import subprocess
+import sys
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from t2diff_jax import checkpoint
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError, array_digest
+from t2diff_jax.config import ConfigError, from_mapping
+
+ROOT = pathlib.Path(checkpoint.__file__).parents[1]
+# Orbax abandons the reads that were under way when one of them fails; Python reports them when it collects them.
+damaging = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class State(typing.NamedTuple):
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    ema: dict | None
+    stats: dict
+
+
+def _shardings(devices: int) -> tuple[NamedSharding, NamedSharding]:
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+
+def _state(seed: int, devices: int = 1, rows: int = 64) -> State:
+    over_devices, everywhere = _shardings(devices)
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(rows, 16)).astype(np.float32)
+    params = {
+        "table": jax.device_put(table, over_devices),
+        "half": jax.device_put(jnp.asarray(rng.normal(size=5), jnp.bfloat16), everywhere),
+        "flags": jax.device_put(np.array([True, False, True]), everywhere),
+    }
+    optimiser = ({"mu": jax.device_put(table + 1, over_devices)}, ())
+    special = jax.device_put(np.array([np.nan, np.inf, -0.0, 1e-42], np.float32), everywhere)
+    return State(jax.device_put(np.int32(seed), everywhere), params, optimiser, None, {"special": special})
+
+
+def _abstract(state: State) -> State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _open(workdir, **changes) -> Checkpointer:
+    return Checkpointer(workdir, **{"keep": 2, "select": "ndcg@10", "log_digest": "log", **changes})
+
+
+def _assert_same(a: State, b: State) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (x.dtype, x.shape, np.asarray(x).tobytes()) == (y.dtype, y.shape, np.asarray(y).tobytes())
+
+
+def _folder(workdir, step: int) -> pathlib.Path:
+    return pathlib.Path(workdir) / "checkpoints" / str(step)
+
+
+def _largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def _base_config():
+    return from_mapping(runpy.run_path(str(ROOT / "configs" / "base.py"))["get_config"]())
+
+
+def _changed(config, **values):
+    """`config` with the keys section__name replaced."""
+    for name, value in values.items():
+        section, key = name.split("__")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
+    return config
+
+
+def test_round_trip_is_exact_and_survives_donation(tmp_path):
+    expected, state = _state(7), _state(7)
+    with _open(tmp_path) as checkpointer:
+        assert (checkpointer.latest_step(), checkpointer.best_step()) == (None, None)
+        checkpointer.save(7, state, {})
+        jax.jit(lambda s: jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, s), donate_argnums=0)(state)
+        _assert_same(checkpointer.restore(7, _abstract(expected)), expected)
+    with _open(tmp_path, read_only=True) as checkpointer:
+        assert checkpointer.steps() == [7]
+        _assert_same(checkpointer.restore(7, _abstract(expected)), expected)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_restores_onto_another_device_count(tmp_path, devices):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1, devices=4), {})
+        target = _abstract(_state(0, devices=devices))
+        restored = checkpointer.restore(1, target)
+    _assert_same(restored, _state(1))
+    assert all(
+        x.sharding == y.sharding for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True)
+    )
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    scores = {1: 0.1, 2: 0.9, 3: None, 4: 0.3, 5: float("nan"), 6: 0.2}
+    with _open(tmp_path) as checkpointer:
+        for step, score in scores.items():
+            checkpointer.save(step, _state(step), {"loss": 1.0} if score is None else {"ndcg@10": score, "loss": 1.0})
+        checkpointer.wait()
+        assert checkpointer.steps() == [2, 5, 6]
+    with _open(tmp_path) as checkpointer:  # what is best is read back from the disk
+        assert (checkpointer.best_step(), checkpointer.latest_step()) == (2, 6)
+        checkpointer.save(7, _state(7), {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [2, 6, 7]
+        assert sorted(child.name for child in (tmp_path / "checkpoints").iterdir()) == ["2", "6", "7"]
+        _assert_same(checkpointer.restore(2, _abstract(_state(2))), _state(2))
+        checkpointer.save(8, _state(8), {"ndcg@10": 0.95})
+        checkpointer.save(9, _state(9), {"ndcg@10": 0.95})
+        checkpointer.save(10, _state(10), {"ndcg@10": 0.94})
+        checkpointer.wait()
+        assert checkpointer.best_step() == 9  # of equals the latest
+        assert checkpointer.steps() == [9, 10]
+
+
+def test_without_the_metric_there_is_no_best(tmp_path):
+    with _open(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, _state(1), {"loss": 1.0})
+        checkpointer.save(2, _state(2), {"loss": 1.0})
+        assert (checkpointer.steps(), checkpointer.best_step()) == ([2], None)
+    with _open(tmp_path, select="loss") as checkpointer:  # another metric may be chosen later
+        assert checkpointer.best_step() == 2
+
+
+def test_an_unknown_metric_neither_chooses_nor_removes(tmp_path):
+    with _open(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, _state(1), {"ndcg@10": 0.9, "ndcg@5": 0.8})
+        checkpointer.save(2, _state(2), {"ndcg@10": 0.1, "ndcg@5": 0.1})
+        checkpointer.save(3, _state(3), {})
+    with pytest.raises(CheckpointError, match=r"not known by recall@1: set eval\.select to one of ndcg@10, ndcg@5"):
+        _open(tmp_path, keep=1, select="recall@1")
+    with _open(tmp_path, select="recall@1", read_only=True) as checkpointer:
+        assert checkpointer.steps() == [1, 3]
+        _assert_same(checkpointer.restore(3, _abstract(_state(3))), _state(3))
+        with pytest.raises(CheckpointError, match=r"not known by recall@1"):
+            checkpointer.best_step()
+
+
+def test_refuses_a_step_that_is_not_new_and_an_unknown_one(tmp_path):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(5, _state(5), {})
+        for step in (4, 5):
+            with pytest.raises(CheckpointError, match="holds step 5 already"):
+                checkpointer.save(step, _state(5), {})
+        with pytest.raises(CheckpointError, match="no checkpoint of step 3; present: 5"):
+            checkpointer.restore(3, _abstract(_state(5)))
+    with _open(tmp_path, read_only=True) as checkpointer, pytest.raises(ValueError, match="read_only"):
+        checkpointer.save(6, _state(6), {})
+
+
+def test_another_shape_dtype_or_structure_is_named(tmp_path):
+    state = _state(1)
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+        with pytest.raises(CheckpointError, match=r"params/table: float32\[64, 16\] in .*, float32\[72, 16\] wanted"):
+            checkpointer.restore(1, _abstract(_state(1, rows=72)))
+        cast = state._replace(params={**state.params, "half": state.params["half"].astype(jnp.float32)})
+        with pytest.raises(CheckpointError, match=r"params/half: bfloat16\[5\] in .*, float32\[5\] wanted"):
+            checkpointer.restore(1, _abstract(cast))
+        with pytest.raises(CheckpointError, match=r"ema/table: absent in .*, float32\[64, 16\] wanted"):
+            checkpointer.restore(1, _abstract(state._replace(ema=state.params)))
+        fewer = state._replace(params={"table": state.params["table"]})
+        with pytest.raises(CheckpointError, match=r"params/half: bfloat16\[5\] in the checkpoint, absent wanted"):
+            checkpointer.restore(1, _abstract(fewer))
+        with pytest.raises(ValueError, match=r"step: expected .* with a sharding"):
+            checkpointer.restore(1, jax.eval_shape(lambda: state))
+
+
+def test_another_log_is_refused(tmp_path):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {})
+    with (
+        _open(tmp_path, log_digest="other") as checkpointer,
+        pytest.raises(CheckpointError, match="log there, other now"),
+    ):
+        checkpointer.restore(1, _abstract(_state(1)))
+
+
+@damaging
+def test_a_flipped_bit_is_never_restored(tmp_path):
+    expected, rng = _state(1, rows=512), random.Random(0)
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, expected, {})
+        checkpointer.wait()
+        largest = _largest_file(_folder(tmp_path, 1))
+        files = [largest] * 40 + [file for file in _folder(tmp_path, 1).rglob("*") if file.is_file()] * 2
+        refused = 0
+        for i, file in enumerate(files):
+            sound = file.read_bytes()
+            bad = bytearray(sound)
+            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+            file.write_bytes(bad)
+            try:
+                _assert_same(checkpointer.restore(1, _abstract(expected)), expected)
+            except CheckpointError as error:
+                refused += i < 40
+                assert str(_folder(tmp_path, 1)) in str(error)
+            file.write_bytes(sound)
+        assert refused >= 30  # the rest hit bytes that nobody reads
+        _assert_same(checkpointer.restore(1, _abstract(expected)), expected)
+    gc.collect()
+
+
+@damaging
+@pytest.mark.parametrize("how", ["truncated", "empty", "missing"])
+def test_truncated_and_missing_files_are_explained(tmp_path, how):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1, rows=512), {})
+    file = _largest_file(_folder(tmp_path, 1))
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    file.unlink()
+    if how != "missing":
+        file.write_bytes(half if how == "truncated" else b"")
+    with _open(tmp_path) as checkpointer:
+        with pytest.raises(CheckpointError, match=r"step 1 in .*cannot be read.*delete that folder") as caught:
+            checkpointer.restore(1, _abstract(_state(1, rows=512)))
+        assert len(str(caught.value)) < 800
+    gc.collect()
+
+
+@damaging
+def test_a_damaged_manifest_is_named_and_its_checkpoint_kept(tmp_path):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {"ndcg@10": 0.25})
+        checkpointer.save(2, _state(2), {"ndcg@10": 0.125})
+    file = _folder(tmp_path, 1) / "manifest" / "metadata"
+    file.write_text(file.read_text().replace("0.25", "0.05"))
+    with _open(tmp_path, keep=1) as checkpointer:
+        _assert_same(checkpointer.restore(2, _abstract(_state(2))), _state(2))
+        for call in (checkpointer.best_step, lambda: checkpointer.restore(1, _abstract(_state(1)))):
+            with pytest.raises(CheckpointError, match=r"manifest of the checkpoint of step 1 in .*delete that folder"):
+                call()
+        checkpointer.save(3, _state(3), {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 2, 3]  # unreadable, best, latest
+    gc.collect()
+
+
+_KILLED = """
+import os, pathlib, signal, sys
+import jax, jax.numpy as jnp
+from t2diff_jax.checkpoint import Checkpointer
+state = {"table": jax.random.normal(jax.random.key(0), (1 << 22,))}
+checkpointer = Checkpointer(sys.argv[1], keep=2, select="ndcg@10", log_digest="log")
+checkpointer.save(1, {"table": state["table"][:9]}, {})
+checkpointer.wait()
+checkpointer.save(2, state, {})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_during_a_save_leaves_a_clean_restart(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], env=env, capture_output=True, timeout=60)
+    assert done.returncode == -9, done.stderr
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # the second one is torn
+    everywhere = _shardings(1)[1]
+    with _open(tmp_path) as checkpointer:
+        assert checkpointer.latest_step() == 1
+        restored = checkpointer.restore(1, {"table": jax.ShapeDtypeStruct((9,), jnp.float32, sharding=everywhere)})
+        checkpointer.save(3, restored, {})
+    assert sorted(child.name for child in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+
+
+_KILLED_REMOVING = """
+import os, pathlib, shutil, signal, sys
+import jax.numpy as jnp
+from t2diff_jax.checkpoint import Checkpointer
+
+def unlink_one_and_die(folder, *args, **kwargs):
+    files = sorted(f for f in pathlib.Path(folder).rglob("*") if f.is_file())
+    if files:
+        files[len(files) // 2].unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = unlink_one_and_die
+checkpointer = Checkpointer(sys.argv[1], keep=1, select="ndcg@10", log_digest="log")
+for step in (1, 2, 3):
+    checkpointer.save(step, {"x": jnp.arange(step)}, {})
+checkpointer.wait()
+"""
+
+
+def test_a_kill_during_a_removal_leaves_whole_checkpoints(tmp_path):
+    """A step that retention drops is gone as a whole or there as a whole: its files are first moved out of sight."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED_REMOVING, str(tmp_path)], env=env, capture_output=True, timeout=60
+    )
+    assert done.returncode == -9, done.stderr
+    assert (tmp_path / "checkpoints" / "removed" / "1").is_dir()
+    with _open(tmp_path) as checkpointer:
+        assert 1 not in checkpointer.steps() and checkpointer.latest_step() is not None
+        assert checkpointer.best_step() is None  # every manifest could be read
+        assert not (tmp_path / "checkpoints" / "removed").exists()
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_digest_does_not_depend_on_the_sharding():
+    x = np.random.default_rng(0).normal(size=(16, 8, 3)).astype(np.float32)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    specs = [(), ("data",), (None, "model"), ("data", "model"), (("data", "model"),)]
+    digests = {tuple(map(int, array_digest(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*s)))))) for s in specs}
+    assert digests == {tuple(map(int, array_digest(jnp.asarray(x))))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8", "bool", "uint16"])
+def test_digest_sees_every_bit_and_every_place(dtype):
+    rng = np.random.default_rng(1)
+    x = np.asarray(jnp.asarray(rng.integers(0, 2, size=(3, 5)), dtype))
+    before = jax.device_get(array_digest(jnp.asarray(x)))
+    word = np.dtype(f"u{x.dtype.itemsize}")
+    for place in range(x.size):
+        for bit in range(1 if dtype == "bool" else 8 * x.dtype.itemsize):
+            words = x.copy().view(word).reshape(-1)
+            words[place] ^= word.type(1 << bit)
+            after = jax.device_get(array_digest(jnp.asarray(words.view(x.dtype).reshape(x.shape))))
+            assert all(a != b for a, b in zip(after, before, strict=True))
+    swapped = x.copy().reshape(-1)
+    i, j = int(np.argmax(swapped != 0)), int(np.argmax(swapped == 0))
+    swapped[[i, j]] = swapped[[j, i]]
+    assert jax.device_get(array_digest(jnp.asarray(swapped.reshape(x.shape)))) != before
+
+
+def test_digest_against_a_naive_sum_and_sign_swaps():
+    def mix(h):
+        h = ((h ^ (h >> 16)) * 0x85EBCA6B) % 2**32
+        h = ((h ^ (h >> 13)) * 0xC2B2AE35) % 2**32
+        return h ^ (h >> 16)
+
+    x = np.array([[1.0, -1.0, 2.0], [0.5, 0.0, -0.0]], np.float32)
+    words = [int(w) for w in x.view(np.uint32).reshape(-1)]
+    naive = tuple(
+        sum(mix(w ^ mix((i + salt) % 2**32)) for i, w in enumerate(words)) % 2**32 for salt in (0x9E3779B9, 0x6A09E667)
+    )
+    assert tuple(map(int, array_digest(jnp.asarray(x)))) == naive
+    for a, b in ((0, 1), (4, 5)):  # pairs that differ in the sign bit only
+        swapped = x.copy().reshape(-1)
+        swapped[[a, b]] = swapped[[b, a]]
+        assert tuple(map(int, array_digest(jnp.asarray(swapped.reshape(x.shape))))) != naive
+
+
+def test_workdir_is_claimed_and_read_back(tmp_path):
+    config, workdir = _base_config(), tmp_path / "new" / "run"
+    checkpoint.open_workdir(workdir, config, "log")
+    assert checkpoint.read_config(workdir) == (config, "log")
+    checkpoint.open_workdir(workdir, config, "log")
+    longer = _changed(config, train__steps=9999, eval__noise_keys=2)
+    checkpoint.open_workdir(workdir, longer, "log")
+    assert checkpoint.read_config(workdir) == (longer, "log")
+    assert [child.name for child in workdir.iterdir()] == ["config.json"]
+
+
+def test_conflicts_are_listed_and_nothing_is_overwritten(tmp_path):
+    config = _base_config()
+    checkpoint.open_workdir(tmp_path, config, "log")
+    before = (tmp_path / "config.json").read_bytes()
+    changed = _changed(config, model__dim=128, optim__clip_norm=2.0, train__steps=1)
+    with pytest.raises(ConfigError, match=r"model\.dim: 64 there, 128 now\n.*optim\.clip_norm: 1\.0 ") as caught:
+        checkpoint.open_workdir(tmp_path, changed, "log")
+    assert "--workdir, or delete it: it holds no checkpoint" in str(caught.value)
+    assert "train.steps" not in str(caught.value)
+    _folder(tmp_path, 5).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="--workdir, or set the stored values to go on"):
+        checkpoint.open_workdir(tmp_path, changed, "log")
+    with pytest.raises(CheckpointError, match=r"digest log there, other now.*--workdir"):
+        checkpoint.open_workdir(tmp_path, config, "other")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_same_model_ignores_how_it_was_trained(tmp_path):
+    config = _base_config()
+    checkpoint.open_workdir(tmp_path, config, "log")
+    other = _changed(config, train__batch_size=8, optim__ema=0.9, eval__block=64, mesh__model=2, data__path="x")
+    checkpoint.check_same_model(tmp_path, other)
+    with pytest.raises(ConfigError, match=r"model\.heads: 2 there, 4 now\n.*diffusion\.steps: 50 there, 60") as caught:
+        checkpoint.check_same_model(tmp_path, _changed(other, model__heads=4, diffusion__steps=60))
+    assert not any(name in str(caught.value) for name in ("batch_size", "ema", "block", "data.path", "mesh."))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"config": 3, "log_digest": "x"}', '{"config": {}, "log_digest": "x"}', "\udcff"]
+)
+def test_an_unreadable_config_is_an_error_and_stays(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    for call in (
+        lambda: checkpoint.open_workdir(tmp_path, _base_config(), "log"),
+        lambda: checkpoint.read_config(tmp_path),
+        lambda: checkpoint.check_same_model(tmp_path, _base_config()),
+    ):
+        with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*--workdir"):
+            call()
+    assert path.read_bytes() == before
+
+
+def test_a_missing_config_is_an_error_where_one_is_needed(tmp_path):
+    with pytest.raises(CheckpointError, match="no run was started"):
+        checkpoint.read_config(tmp_path / "nowhere")
+    with _open(tmp_path, read_only=True) as checkpointer:
+        assert checkpointer.steps() == []
+    assert list(tmp_path.iterdir()) == []
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {})
+    with pytest.raises(CheckpointError, match=r"checkpoints but no config\.json"):
+        checkpoint.open_workdir(tmp_path, _base_config(), "log")
+    assert not (tmp_path / "config.json").exists()

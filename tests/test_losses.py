@@ -1,0 +1,182 @@
+"""Losses: by hand, against numpy, in their limits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from model_cases import normal, quick_jit
+
+from t2diff_jax.losses import diffusion_loss, first_occurrence, full_softmax, sampled_softmax, weighted_mean
+
+N, ROWS = 6, 9  # items 1..6, rows 7 and 8 only fill the table
+VALID = jnp.asarray((np.arange(ROWS) > 0) & (np.arange(ROWS) <= N))
+TABLE = jnp.asarray(normal(0, ROWS, 3))
+USERS = jnp.asarray(normal(1, 4, 3))
+TARGETS = jnp.array([1, 6, 3, 3])
+
+
+def uncompiled(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
+    return full_softmax(users, table, targets, VALID, label_smoothing=smoothing)
+
+
+@functools.partial(quick_jit, static_argnames="smoothing")
+def compiled(users, table, targets, smoothing):
+    return uncompiled(users, table, targets, smoothing)
+
+
+def full(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
+    return compiled(users, table, targets, smoothing)
+
+
+def test_full_softmax_by_hand():
+    """Scores 0, log 2, log 3 over three items: the probability of the last is 3 / 6."""
+    table = jnp.log(jnp.array([[99.0], [1.0], [2.0], [3.0]]))
+    loss = full_softmax(
+        jnp.array([[1.0]]), table, jnp.array([3]), jnp.array([False, True, True, True]), label_smoothing=0.0
+    )
+    np.testing.assert_allclose(loss, [np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_full_softmax_against_numpy(smoothing):
+    scores = np.asarray(USERS) @ np.asarray(TABLE)[1 : N + 1].T
+    expected = [reference.cross_entropy(s, t - 1, smoothing) for s, t in zip(scores, TARGETS.tolist(), strict=True)]
+    got = full(smoothing=smoothing)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert got.dtype == jnp.float32
+
+
+def test_rows_that_are_no_items_do_not_count():
+    table = TABLE.at[jnp.array([0, 7, 8])].set(1e4)
+    np.testing.assert_array_equal(full(table=table), full())
+    gradient = quick_jit(jax.grad(lambda t: uncompiled(table=t, smoothing=0.1).sum()))(table)
+    assert not np.any(np.asarray(gradient)[[0, 7, 8]]) and np.isfinite(gradient).all()
+
+
+def test_full_softmax_is_stable_and_says_so_for_a_padding_target():
+    loss, gradient = quick_jit(jax.value_and_grad(lambda u: uncompiled(users=u).sum()))(1e4 * USERS)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    assert np.isposinf(full(targets=jnp.array([0, 0, 0, 0]))).all()
+
+
+def test_full_softmax_accumulates_in_float32():
+    low = full(users=USERS.astype(jnp.bfloat16), table=TABLE.astype(jnp.bfloat16))
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, full(), atol=0.1)
+
+
+def sampled_uncompiled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):
+    """One target a row."""
+    own = None if own_ids is None else table[own_ids]
+    args = users[:, None], table[targets][:, None], table[negative_ids], targets[:, None], negative_ids, n_items
+    return sampled_softmax(*args, own, own_ids)[:, 0]
+
+
+sampled_compiled = quick_jit(sampled_uncompiled, static_argnums=4)
+
+
+def sampled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):
+    return sampled_compiled(negative_ids, users, table, targets, n_items, own_ids)
+
+
+def test_sampled_softmax_by_hand():
+    """Scores: positive log 3; negatives log 1 and log 2 of N = 8 items, so each stands for 8 / 2 of them."""
+    table = jnp.log(jnp.array([[1.0], [1.0], [2.0], [3.0]]))
+    loss = sampled(jnp.array([1, 2]), jnp.array([[1.0]]), table, jnp.array([3]), 8)
+    np.testing.assert_allclose(loss, [np.log((3 + 4 * 1 + 4 * 2) / 3)], rtol=1e-6)
+
+
+def test_all_items_as_negatives_give_the_full_softmax():
+    """m = N: log(m / N) = 0, and the target's duplicate among the negatives is masked. The order plays no part."""
+    np.testing.assert_allclose(sampled(jnp.arange(1, N + 1)), full(), rtol=1e-5)
+    np.testing.assert_allclose(sampled(jnp.array([3, 1, 6, 2, 5, 4])), full(), rtol=1e-5)
+
+
+def test_accidental_hits_are_masked():
+    hits = sampled(jnp.array([3, 3, 3]), targets=jnp.array([3, 3, 3, 2]))
+    np.testing.assert_array_equal(hits[:3], 0)
+    assert hits[3] > 0
+    # Another target's row keeps the same negative.
+    np.testing.assert_allclose(hits[3], np.log1p(3 * 2 * np.exp(USERS[3] @ (TABLE[3] - TABLE[2]))), rtol=1e-5)
+
+
+def test_sampled_softmax_approaches_the_full_one():
+    """The sum over the sample estimates the sum over the other items without bias: mean over draws of e^loss."""
+    ids = np.random.default_rng(2).integers(1, N + 1, (400, 60)).astype(np.int32)
+    draws = np.asarray(quick_jit(jax.vmap(sampled_uncompiled))(ids))
+    np.testing.assert_allclose(np.exp(draws).mean(0), np.exp(full()), rtol=0.03)
+    np.testing.assert_allclose(draws.mean(0), full(), rtol=0.05)
+
+
+def test_own_negatives_by_hand():
+    """Scores log 1, 2, 3 (the target), 5 of N = 8; own: item 2 twice and item 4, which leave the shared ones."""
+    table, users = jnp.log(jnp.array([[1.0], [1.0], [2.0], [3.0], [5.0]])), jnp.array([[1.0]])
+    own = jnp.array([[0, 2, 4, 2]])
+    loss = sampled(jnp.array([1, 2]), users, table, jnp.array([3]), 8, own)
+    np.testing.assert_allclose(loss, [np.log((3 + 2 + 5 + 4 * 1) / 3)], rtol=1e-6)
+    # The target itself among them is no negative.
+    loss = sampled(jnp.array([1, 2]), users, table, jnp.array([4]), 8, own)
+    np.testing.assert_allclose(loss, [np.log((5 + 2 + 4 * 1) / 5)], rtol=1e-6)
+
+
+def test_own_negatives_are_those_of_their_row_at_every_position():
+    """Two positions a row are two rows of one position."""
+    rng = np.random.default_rng(5)
+    own, ids = jnp.array([[0, 1, 2], [4, 4, 6]]), jnp.array([1, 3, 5])
+    users, targets = jnp.asarray(rng.normal(size=(2, 2, USERS.shape[1])), jnp.float32), jnp.array([[3, 1], [2, 4]])
+    both = sampled_softmax(users, TABLE[targets], TABLE[ids], targets, ids, N, TABLE[own], own)
+    for p in range(2):
+        np.testing.assert_allclose(both[:, p], sampled(ids, users[:, p], targets=targets[:, p], own_ids=own), rtol=1e-6)
+
+
+def test_own_negatives_keep_the_sum_unbiased():
+    own = jnp.array([[0, 3, 1], [2, 2, 5], [6, 0, 4], [1, 2, 3]])
+    ids = np.random.default_rng(2).integers(1, N + 1, (400, 60)).astype(np.int32)
+    with_own = np.exp(quick_jit(jax.vmap(lambda i: sampled_uncompiled(i, own_ids=own)))(ids))
+    np.testing.assert_allclose(with_own.mean(0), np.exp(full()), rtol=0.03)
+
+
+def test_first_occurrence():
+    ids = jnp.array([[3, 3, 0, 0, 2, 3], [1, 2, 3, 4, 5, 6]])
+    expected = [[True, False, True, False, True, False], [True] * 6]
+    np.testing.assert_array_equal(first_occurrence(ids), expected)
+
+
+def test_sampled_softmax_gradients_are_finite():
+    """Also where every negative is the row's own target, and where the scores are huge."""
+    ids = jnp.array([3, 3])
+    gradient = quick_jit(
+        jax.grad(lambda u, t: sampled_uncompiled(ids, users=u, table=t).sum(), argnums=(0, 1)),
+    )
+    for scale in (1.0, 1e4):
+        assert all(np.isfinite(g).all() for g in gradient(scale * USERS, TABLE))
+
+
+def test_diffusion_loss_by_hand():
+    """Row 0: (1 + 9) / 2 = 5 and (0 + 4) / 2 = 2 at its two valid positions; row 1 has none."""
+    drift = jnp.zeros((2, 3, 2))
+    estimate = jnp.array([[[100.0, 100.0], [1.0, 3.0], [0.0, 2.0]]] * 2)
+    mask = jnp.array([[False, True, True], [False, False, False]])
+    loss, gradient = quick_jit(jax.value_and_grad(lambda e: diffusion_loss(drift, e, mask).sum()))(estimate)
+    np.testing.assert_allclose(quick_jit(diffusion_loss)(drift, estimate, mask), [3.5, 0])
+    np.testing.assert_allclose(gradient[0], [[0, 0], [0.5, 1.5], [0, 1]])
+    assert not np.any(gradient[1]) and loss == 3.5
+
+
+def test_diffusion_loss_of_a_mask_is_the_loss_of_the_slice():
+    a, b = normal(0, 2, 2, 5, 3)
+    mask = np.broadcast_to(np.arange(5) >= 2, (2, 5))
+    loss = quick_jit(diffusion_loss)
+    np.testing.assert_allclose(loss(a, b, mask), loss(a[:, 2:], b[:, 2:], mask[:, 2:]), rtol=1e-6)
+    np.testing.assert_array_equal(loss(a, np.where(mask[..., None], b, np.inf), mask), loss(a, b, mask))
+
+
+def test_weighted_mean():
+    values, weights = jnp.array([1.0, 4.0, jnp.nan]), jnp.array([3.0, 1.0, 0.0])
+    loss, gradient = quick_jit(jax.value_and_grad(weighted_mean))(values, weights)
+    np.testing.assert_allclose(loss, 7 / 4)
+    np.testing.assert_allclose(gradient, [3 / 4, 1 / 4, 0])
+    assert quick_jit(weighted_mean)(jnp.array([jnp.inf, jnp.nan]), jnp.zeros(2)) == 0

@@ -1,0 +1,123 @@
+"""One device or eight, laid out in any way: the same vectors, ranks, losses and parameters.
+
+Parameters are compared under plain gradient descent: Adam divides by the gradient's size, so that it makes a step of
+full length from what is only rounding.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from tiny import quick_compiles  # noqa: F401
+
+from t2diff_jax.data.batches import evaluation_batches
+from t2diff_jax.sharding import put_batch
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_compiles"),
+    pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices"),
+]
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+MODELS = {
+    "t2diff": {"model__name": "t2diff"},
+    "t2diff, shared negatives": {"model__name": "t2diff", "loss__negatives": 24},
+    "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary"},
+    "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6},
+    "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24},
+}
+CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]
+CASES += [("t2diff_causal", mesh) for mesh in ((8, 1), (2, 4))]
+CASES += [(name, (2, 4)) for name in MODELS if "negatives" in name]
+STEPS = 4
+
+
+def experiment(name, mesh):
+    return dataclasses.replace(
+        tiny.build(mesh, diffusion__filters=(8,), **MODELS[name]), tx=optax.sgd(0.3, momentum=0.9)
+    )
+
+
+def train(parts, state):
+    """States and losses of a few steps from `state`."""
+    step, losses = parts.compile_step(), []
+    for i in range(STEPS):
+        state, metrics = step(state, parts.catalogue, parts.batch_at(i))
+        losses.append(metrics)
+    return state, losses
+
+
+def outputs(parts, state):
+    """User vectors of one batch, and the ranks of all test targets under two noise keys."""
+    variables, targets = state.evaluation_variables(), parts.split.test
+    evaluator = parts.evaluator()
+    rows = next(evaluation_batches(parts.log, targets, evaluator.windows, 16, slice(0, 16), with_seen=False))
+    key = jax.random.key(3)
+    users = jax.jit(parts.retriever.encode_user)(variables, parts.catalogue, put_batch(parts.mesh, rows), key)
+    return {"users": users, "ranks": evaluator.rank_targets(variables, targets, 2)}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """name -> (first state, outputs of it, last state, losses), on a single device; computed once."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            parts = experiment(name, (1, 1))
+            start = parts.initial_state()
+            first = (tiny.host(start), jax.device_get(start), jax.device_get(outputs(parts, start)))
+            known[name] = (*first, *jax.device_get(train(parts, start)))
+        return known[name]
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_eight_devices_do_what_one_does(one_device, name, mesh):
+    leaves, start, expected, last, losses = one_device(name)
+    parts = experiment(name, mesh)
+    state = jax.tree.map(lambda leaf, form: jax.device_put(leaf, form.sharding), start, parts.abstract_state)
+    assert_rows_are_spread(parts, state)
+    tiny.assert_close(outputs(parts, state), expected)
+    new, new_losses = train(parts, state)
+    assert_rows_are_spread(parts, new)
+    tiny.assert_close(new_losses, losses)
+    tiny.assert_close(new, last)
+    moved = [np.abs(value - leaves[key]).max() for key, value in tiny.host(last).items() if "params" in key]
+    assert max(moved) > 0.01  # or nothing was shown
+
+
+def assert_rows_are_spread(parts, state):
+    """No device holds more than its share of an item or signature table or of what follows it."""
+    rows, devices = parts.catalogue.n_rows, parts.mesh.shape["model"]
+    tables = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if "item_table" in str(path) or "signature_table" in str(path)
+    ]
+    assert len(tables) == 2 * (1 + (parts.config.model.sketch_dim > 0))  # each table and its momentum
+    for table in (*tables, parts.catalogue.counts, parts.catalogue.categories):
+        assert {shard.data.shape[0] for shard in table.addressable_shards} == {rows // devices}
+        assert len({str(shard.index) for shard in table.addressable_shards}) == devices
+
+
+@pytest.mark.parametrize("mesh", [(2, 4)])
+def test_the_first_state_does_not_depend_on_the_devices(one_device, mesh):
+    parts = experiment("t2diff", mesh)
+    state = parts.initial_state()
+    assert_rows_are_spread(parts, state)
+    tiny.assert_close(state, one_device("t2diff")[1], atol=1e-6)
+
+
+def test_recommendations_do_not_depend_on_the_devices(one_device):
+    _, start, *_ = one_device("sasrec")
+    found = []
+    for mesh in [(1, 1), (2, 4)]:
+        parts = experiment("sasrec", mesh)
+        state = jax.tree.map(lambda leaf, form: jax.device_put(leaf, form.sharding), start, parts.abstract_state)
+        found.append(parts.evaluator().recommend(state.evaluation_variables(), parts.split.test, 10))
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-5)
+    np.testing.assert_array_equal(found[1][1], found[0][1])

@@ -1,0 +1,74 @@
+"""Two processes with two devices each do what one process with four does."""
+
+import contextlib
+import socket
+import subprocess
+
+import pytest
+import tiny
+from tiny import shared_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("shared_compiles")
+CASES = {
+    # The batch is split over the processes; every process holds whole tables.
+    "t2diff": ("--config.mesh.model=2", "--config.diffusion.filters=(8,)", "--config.eval.popularity=False"),
+    # Table rows are split over the processes; every process makes the whole batch.
+    "sasrec": ("--config.mesh.model=4", "--config.model.name=sasrec"),
+}
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_two(script, workdir, *flags):
+    """Output of each process; both must succeed."""
+    joined = ("--multihost", f"--coordinator=localhost:{free_port()}", "--processes=2")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = [
+        subprocess.Popen(
+            tiny.arguments(script, workdir, *flags, *joined, f"--process={i}"),
+            cwd=tiny.ROOT, env=tiny.environment(devices=2), **pipes,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        done = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (out, err) in zip(running, done, strict=True):
+        assert process.returncode == 0, out + err
+    return [out for out, _ in done]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_do_what_one_does(tmp_path, name):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = (*CASES[name], "--config.train.steps=4")
+    alone = tiny.succeed("train.py", one, *flags, devices=4)
+    first, second = run_two("train.py", two, *flags)
+
+    assert "4 cpu device(s), 2 process(es)" in first and "4 cpu device(s), 1 process(es)" in alone
+    assert "step 4: validation" in first and first[first.index("test, ") :] in alone.replace(str(one), str(two))
+    ours = [
+        line for line in second.splitlines() if line.strip() and "peer ranks" not in line
+    ]  # the runtime's own lines
+    assert not [line for line in ours if "[Gloo]" not in line]
+
+    lines, expected = tiny.metrics(two), tiny.metrics(one)
+    assert [(line["step"], line["split"]) for line in lines] == [(2, "train"), (4, "train"), (4, "validation")]
+    for line, known in zip(lines, expected, strict=True):
+        assert line == pytest.approx(known, abs=1e-5)
+    found, known = tiny.result(two), tiny.result(one)
+    systems = [(found, known)] + ([(found["popularity"], known["popularity"])] if "popularity" in known else [])
+    for system, reference in systems:
+        for metric, value in reference["metrics"].items():
+            assert system["metrics"][metric] == pytest.approx(value, abs=1e-5)
+        assert system["coverage"] == pytest.approx(reference["coverage"], abs=1e-5)
+    assert found["recall@20_by_popularity_decile"] == known["recall@20_by_popularity_decile"]
+
+    assert len(list((two / "tensorboard").iterdir())) == 1  # only process 0 writes
+    assert sorted(child.name for child in two.iterdir()) == sorted(child.name for child in one.iterdir())

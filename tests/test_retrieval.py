@@ -1,0 +1,255 @@
+"""Streaming ranks and top-k against the whole score matrix: ties, exclusions, several vectors, NaN, shards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_data as reference
+from jax.sharding import AxisType, Mesh
+
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.retrieval import Users, block_table, ranks, top_k
+from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
+
+MERGES = ("max", "softmax_mean")
+
+
+def case(seed=0, *, n_items=50, filling=6, users=9, vectors=1, width=6, whole=False, excluded=False):
+    """(vectors [B, M, U], mask [B, M], table [R, U], targets [B], excluded ids [B, S] or None) as numpy arrays."""
+    generator = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return generator.integers(-2, 3, shape).astype(np.float32) if whole else generator.normal(size=shape)
+
+    # Padding and filling rows would win every ranking if they were scored.
+    table = 1e3 * np.ones((n_items + 1 + filling, width))
+    table[1 : n_items + 1] = draw(n_items, width)
+    mask = generator.random((users, vectors)) < 0.6
+    mask[np.arange(users), generator.integers(0, vectors, users)] = True
+    out = None
+    if excluded:
+        out = generator.integers(0, n_items + 1, (users, 12)).astype(np.int32)  # with 0 and with duplicates
+        out[:, :2] = out[:, 2:4]
+        out[0] = 0
+    targets = generator.integers(1, n_items + 1, users).astype(np.int32)
+    return draw(users, vectors, width).astype(np.float32), mask, table.astype(np.float32), targets, out
+
+
+rank_jit = jax.jit(ranks, static_argnames="merge")
+top_k_jit = jax.jit(top_k, static_argnames=("k", "merge"))
+block_jit = jax.jit(block_table, static_argnames=("n_items", "block"))
+
+
+def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge):
+    users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
+    cut = block_jit(table, n_items, block)
+    return np.asarray(rank_jit(users, cut, targets, table[targets], merge=merge))
+
+
+def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge):
+    users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
+    scores, ids = top_k_jit(users, block_jit(table, n_items, block), k, merge=merge)
+    return np.asarray(scores), np.asarray(ids)
+
+
+# --- the cut ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "block", "shape"),
+    [(16, 100, (1, 16)), (16, 16, (1, 16)), (17, 16, (2, 16)), (17, 100, (1, 24)), (40, 8, (5, 8)), (40, 3, (14, 8))],
+)
+def test_block_table(rows, block, shape):
+    table = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
+    cut = block_table(jnp.array(table), rows - 1, block)
+    assert cut.blocks.shape == (*shape, 2) and int(cut.n_items) == rows - 1
+    assert cut.starts.tolist() == [shape[1] * i for i in range(shape[0])]
+    flat = np.asarray(cut.blocks).reshape(-1, 2)
+    np.testing.assert_array_equal(flat[:rows], table)
+    assert not flat[rows:].any()
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_and_top_k_by_hand():
+    table = np.array([[9], [3], [1], [3], [2], [9]], np.float32)  # items 1..4 score 3, 1, 3, 2
+    vectors, mask = np.ones((4, 1, 1), np.float32), np.ones((4, 1), bool)
+    options = dict(n_items=4, block=8, merge="max")
+    found = run_ranks(vectors, mask, table, np.array([1, 2, 3, 4]), None, **options)
+    assert found.tolist() == [1.5, 4, 1.5, 3]
+    scores, ids = run_top_k(vectors[:1], mask[:1], table, None, 6, **options)
+    assert ids.tolist() == [[1, 3, 4, 2, 0, 0]] and scores.tolist() == [[3, 3, 2, 1, -np.inf, -np.inf]]
+
+
+def test_softmax_mean_by_hand():
+    table = np.log(np.array([[1, 1], [1, 8], [2, 1], [1, 1]], np.float32))
+    vectors, mask = np.eye(2, dtype=np.float32)[None], np.ones((1, 2), bool)
+    # Softmaxes of items 1..3: (1, 2, 1) / 4 and (8, 1, 1) / 10; their means .525, .3, .175.
+    scores, ids = run_top_k(vectors, mask, table, None, 3, n_items=3, block=8, merge="softmax_mean")
+    np.testing.assert_allclose(np.exp(scores), [[0.525, 0.3, 0.175]], rtol=1e-5)
+    assert ids.tolist() == [[1, 2, 3]]
+
+
+# --- against the whole matrix ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "merge", "vectors", "excluded"),
+    [
+        (8, "max", 1, True),
+        (24, "max", 3, False),
+        (1000, "max", 3, True),
+        (8, "softmax_mean", 3, True),
+        (24, "softmax_mean", 1, False),
+        (1000, "softmax_mean", 3, False),
+    ],
+)
+def test_random_tables(block, merge, vectors, excluded):
+    n_items = 50
+    v, mask, table, targets, out = case(1, vectors=vectors, excluded=excluded)
+    options = dict(n_items=n_items, block=block, merge=merge)
+    matrix = reference.score_matrix(v, mask, table, n_items, merge)
+    expected = reference.ranks(matrix, targets, out)
+    np.testing.assert_array_equal(run_ranks(v, mask, table, targets, out, **options), expected)
+    for k in (3, 60):
+        scores, ids = run_top_k(v, mask, table, out, k, **options)
+        expected_scores, expected_ids = reference.top_k(matrix, k, out)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("block", "vectors"), [(8, 1), (1000, 1), (16, 2)])
+def test_exact_ties_of_whole_numbers(block, vectors):
+    v, mask, table, targets, out = case(2, n_items=200, users=20, vectors=vectors, width=3, whole=True, excluded=True)
+    matrix = reference.score_matrix(v, mask, table, 200, "max")
+    expected = reference.ranks(matrix, targets, out)
+    assert (expected % 1 == 0.5).any() and len(np.unique(matrix[:, 1:])) < 40  # there are many ties
+    options = dict(n_items=200, block=block, merge="max")
+    np.testing.assert_array_equal(run_ranks(v, mask, table, targets, out, **options), expected)
+    scores, ids = run_top_k(v, mask, table, out, 50, **options)
+    expected_scores, expected_ids = reference.top_k(matrix, 50, out)  # the smaller id first
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("length", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize(("merge", "vectors"), [("max", 1), ("max", 3), ("softmax_mean", 3)])
+def test_a_collapsed_model_gets_the_middle_rank(merge, vectors, length):
+    generator = np.random.default_rng(0)
+    row = generator.normal(size=37).astype(np.float32) * np.float32(length)
+    table = np.tile(row, (301, 1))
+    v = generator.normal(size=(8, vectors, 37)).astype(np.float32)
+    targets = generator.integers(1, 301, 8)
+    found = run_ranks(v, np.ones((8, vectors), bool), table, targets, None, n_items=300, block=64, merge=merge)
+    np.testing.assert_array_equal(found, 301 / 2)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_masked_vectors_do_not_matter(merge):
+    v, mask, table, targets, _ = case(3, vectors=2)
+    options = dict(n_items=50, block=16, merge=merge)
+    other = np.where(mask[..., None], v, np.float32(np.nan))
+    np.testing.assert_array_equal(
+        run_ranks(v, mask, table, targets, None, **options), run_ranks(other, mask, table, targets, None, **options)
+    )
+    for a, b in zip(
+        run_top_k(v, mask, table, None, 50, **options), run_top_k(other, mask, table, None, 50, **options), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_excluded_target_stays_ranked_but_is_not_recommended():
+    table = np.array([[0], [5], [4], [3], [2]], np.float32)
+    v, mask = np.ones((1, 1, 1), np.float32), np.ones((1, 1), bool)
+    excluded = np.array([[3, 1, 0, 1]], np.int32)
+    options = dict(n_items=4, block=8, merge="max")
+    assert run_ranks(v, mask, table, np.array([3]), excluded, **options).tolist() == [2]  # only item 2 is above
+    assert run_top_k(v, mask, table, excluded, 4, **options)[1].tolist() == [[2, 4, 0, 0]]
+
+
+def test_rank_is_one_plus_the_place_in_the_full_top_k():
+    v, mask, table, targets, _ = case(4, vectors=2)
+    options = dict(n_items=50, block=16, merge="max")
+    _, ids = run_top_k(v, mask, table, None, 50, **options)
+    places = [row.tolist().index(target) + 1 for row, target in zip(ids, targets, strict=True)]
+    assert run_ranks(v, mask, table, targets, None, **options).tolist() == places
+    assert all(sorted(row.tolist()) == list(range(1, 51)) for row in ids)
+
+
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("merge", MERGES)
+def test_nan_anywhere_makes_the_rank_nan(merge, vectors):
+    v, _, table, targets, _ = case(5, vectors=vectors)
+    mask, options = np.ones((9, vectors), bool), dict(n_items=50, block=16, merge=merge)
+    bad_user = v.copy()
+    bad_user[4, 0, 2] = np.nan
+    found = run_ranks(bad_user, mask, table, targets, None, **options)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [4]
+    bad_item = table.copy()
+    bad_item[50, 1] = np.nan
+    assert np.isnan(run_ranks(v, mask, bad_item, targets, None, **options)).all()
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_nan_in_padding_rows_does_not_matter(merge):
+    v, mask, table, targets, _ = case(6, vectors=2)
+    options = dict(n_items=50, block=16, merge=merge)
+    other = table.copy()
+    other[0] = other[51:] = np.nan
+    np.testing.assert_array_equal(
+        run_ranks(v, mask, other, targets, None, **options),
+        run_ranks(v, mask, table, targets, None, **options),
+    )
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("merge", MERGES)
+def test_a_user_without_a_vector_has_no_rank(merge, vectors):
+    v, mask, table, targets, _ = case(7, vectors=vectors)
+    mask[3] = False
+    found = run_ranks(v, mask, table, targets, None, n_items=50, block=16, merge=merge)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [3]
+    _, ids = run_top_k(v, mask, table, None, 50, n_items=50, block=16, merge=merge)
+    assert not ids[3].any() and ids[[0, 1, 2, 4, 5]].all()
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_overflow_makes_the_rank_nan(bad, merge):
+    v, mask, table, targets, _ = case(8)
+    v[2] = np.abs(v[2])
+    table = table.copy()
+    table[targets[2]] = bad
+    assert np.isnan(run_ranks(v, mask, table, targets, None, n_items=50, block=16, merge=merge)[2])
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("merge", "excluded"), [("max", True), ("softmax_mean", False)])
+def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
+    n_items = 90
+    v, mask, table, targets, out = case(9, n_items=n_items, filling=5, users=16, vectors=2, excluded=excluded)
+
+    def score(vectors, mask, out, table, targets):
+        users, cut = Users(vectors, mask, out), block_table(table, n_items, 32)
+        return ranks(users, cut, targets, table[targets], merge=merge), *top_k(users, cut, 12, merge=merge)
+
+    def run(mesh: Mesh):
+        batch, rows = batch_sharding(mesh), row_sharding(mesh)
+        args = jax.device_put((v, mask, out, table, targets), (batch, batch, batch, rows, batch))
+        return jax.tree.map(np.asarray, jax.jit(score)(*args))
+
+    single = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    expected_ranks, expected_scores, expected_ids = run(single)
+    matrix = reference.score_matrix(v, mask, table, n_items, merge)
+    np.testing.assert_array_equal(expected_ranks, reference.ranks(matrix, targets, out))
+    for data, model in ((8, 1), (2, 4)):
+        found_ranks, scores, ids = run(make_mesh(MeshConfig(data, model)))
+        np.testing.assert_array_equal(found_ranks, expected_ranks)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-6)

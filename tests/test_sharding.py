@@ -1,0 +1,117 @@
+"""The mesh and the placement rules: item tables by rows over "model", batches over "data", the rest everywhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, PartitionSpec
+
+from t2diff_jax.config import ConfigError, MeshConfig
+from t2diff_jax.sharding import (
+    batch_sharding,
+    make_mesh,
+    process_rows,
+    put_batch,
+    put_catalogue,
+    replicated,
+    row_sharding,
+    state_shardings,
+    to_host,
+)
+from t2diff_jax.train_state import TrainState
+from t2diff_jax.types import Catalogue
+
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+ROWS, EVERYWHERE = PartitionSpec("model"), PartitionSpec()
+
+
+def mesh(data=-1, model=1):
+    return make_mesh(MeshConfig(data, model))
+
+
+def state(rows=16):
+    params = {"items": {"item_table": jnp.zeros((rows, 3)), "category_table": jnp.zeros((5, 2))}, "bias": jnp.zeros(3)}
+    stats = {"item_table": jnp.zeros(())}  # a scalar has no rows, whatever its name
+    return TrainState(jnp.int32(0), params, optax.adam(1e-3).init(params), params, stats)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"), [((-1, 1), (8, 1)), ((-1, 4), (2, 4)), ((2, 4), (2, 4)), ((1, 8), (1, 8))]
+)
+def test_the_mesh_has_all_devices(config, shape):
+    made = mesh(*config)
+    assert made.axis_names == ("data", "model") and made.devices.shape == shape
+    assert set(made.devices.flat) == set(jax.devices())
+    assert made.axis_types == (AxisType.Auto, AxisType.Auto)
+
+
+@pytest.mark.parametrize("config", [(3, 2), (8, 2), (-1, 3), (-1, 16)])
+def test_a_mesh_that_does_not_fit_is_refused(config):
+    with pytest.raises(ConfigError, match=r"config.mesh: .*does not lay out 8 devices; data = -1 takes"):
+        mesh(*config)
+
+
+def test_item_tables_and_what_follows_them_go_by_rows():
+    made = mesh(model=4)
+    placed = state_shardings(made, state())
+    by_rows = [placed.params, placed.ema, placed.opt_state[0].mu, placed.opt_state[0].nu]
+    for tree in by_rows:
+        assert tree["items"]["item_table"].spec == ROWS
+        assert tree["items"]["category_table"].spec == tree["bias"].spec == EVERYWHERE
+    specs = [leaf.spec for leaf in jax.tree.leaves(placed)]
+    assert specs.count(ROWS) == len(by_rows) and specs.count(EVERYWHERE) == len(specs) - len(by_rows)
+    assert all(leaf.mesh == made for leaf in jax.tree.leaves(placed))
+    shapes = jax.eval_shape(state)  # shapes will do
+    assert jax.tree.leaves(state_shardings(made, shapes)) == jax.tree.leaves(placed)
+
+
+def test_rows_that_do_not_divide_are_refused_with_a_remedy():
+    message = r"config.mesh.model: 18 table rows do not divide by 4 devices; set config.model.row_multiple"
+    with pytest.raises(ConfigError, match=message):
+        state_shardings(mesh(model=4), state(rows=18))
+    with pytest.raises(ConfigError, match=message):
+        put_catalogue(mesh(model=4), Catalogue(np.zeros(18, np.float32), None, None, 17))
+
+
+def test_one_process_makes_all_rows():
+    assert process_rows(mesh(), 16) == slice(0, 16)
+    assert process_rows(mesh(model=8), 3) == slice(0, 3)
+    with pytest.raises(ConfigError, match=r"config.train.batch_size: 12 does not divide by the 8 devices of the data"):
+        process_rows(mesh(), 12)
+
+
+def test_a_batch_is_split_over_data():
+    made = mesh(model=2)
+    rows = {"history": np.arange(24, dtype=np.int32).reshape(8, 3), "weight": np.ones(8, np.float32)}
+    batch = put_batch(made, rows)
+    tiny.assert_same_bits(batch, rows)
+    for value in batch.values():
+        assert value.sharding.is_equivalent_to(batch_sharding(made), value.ndim)
+        assert {shard.data.shape[0] for shard in value.addressable_shards} == {2}
+
+
+def test_a_catalogue_is_split_over_model():
+    made = mesh(model=4)
+    catalogue = Catalogue(np.arange(16, dtype=np.float32), np.arange(32, dtype=np.int32).reshape(16, 2), None, 13)
+    placed = put_catalogue(made, catalogue)
+    assert placed.n_items == 13 and placed.content is None
+    tiny.assert_same_bits(placed, catalogue)
+    assert placed.categories.sharding.is_equivalent_to(row_sharding(made), 2)
+    assert {shard.data.shape for shard in placed.categories.addressable_shards} == {(4, 2)}
+    np.testing.assert_array_equal(to_host(made, placed.counts), catalogue.counts)
+    assert replicated(made).is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"train__batch_size": 12}, "config.train.batch_size"),
+        ({"mesh__model": 8, "model__row_multiple": 1}, "config.mesh.model"),
+        ({"mesh__model": 3}, "config.mesh"),
+    ],
+)
+def test_a_run_that_cannot_be_laid_out_is_refused_before_it_starts(changes, key):
+    with pytest.raises(ConfigError, match=key):
+        tiny.build(**changes)

@@ -1,0 +1,181 @@
+"""A user's own log in CSV, TSV and Parquet."""
+
+import numpy as np
+import polars as pl
+import pytest
+from data_files import data_config, write
+
+from t2diff_jax.data.log import DataError
+from t2diff_jax.data.sources import load_log, text
+from t2diff_jax.data.sources.features import encode_attributes, encode_categories
+
+HEADER = "user_id,item_id,timestamp"
+
+
+def test_csv_with_other_columns_in_another_order(tmp_path):
+    path = write(tmp_path / "shop.csv", "when,note,sku,who", '20,"a, b",x,u2', "10,,y,u1", "5,,x,u2")
+    names = {"table__user": "who", "table__item": "sku", "table__time": "when"}
+    log = load_log(data_config("table", path, **names))
+    assert (log.name, log.user_ids.tolist(), log.item_ids.tolist()) == ("shop", ["u1", "u2"], ["", "x", "y"])
+    assert log.items.tolist() == [2, 1, 1] and log.times.tolist() == [10, 5, 20]
+    assert log.categories is None and log.titles is None and log.user_features is None
+
+
+def test_every_format_gives_the_same_log(tmp_path):
+    rows = [(1, 30, 7), (2, 10, 5), (1, 10, 6)]
+    csv = write(tmp_path / "log.csv", HEADER, *(f"{u},{i},{t}" for u, i, t in rows))
+    tsv = write(tmp_path / "log.tsv", HEADER.replace(",", "\t"), *(f"{u}\t{i}\t{t}" for u, i, t in rows))
+    frame = pl.DataFrame(rows, schema=HEADER.split(","), orient="row")
+    frame.write_parquet(tmp_path / "log.parquet")
+    digests = {load_log(data_config("table", p)).digest() for p in (csv, tsv, tmp_path / "log.parquet")}
+    assert len(digests) == 1
+
+
+def test_ids_that_look_like_numbers_but_are_not(tmp_path):
+    log = load_log(data_config("table", write(tmp_path / "a.csv", HEADER, "1,007,1", "1,7,2")))
+    assert log.item_ids.tolist() == ["", "007", "7"]
+    assert log.user_ids.tolist() == [1]
+
+
+def test_fractions_of_seconds_are_cut_off_and_large_times_kept(tmp_path):
+    log = load_log(data_config("table", write(tmp_path / "a.csv", HEADER, "1,1,1.9", "1,2,-0.5")))
+    assert log.times.tolist() == [-1, 1]
+    log = load_log(data_config("table", write(tmp_path / "b.csv", HEADER, "1,1,9007199254740993")))
+    assert log.times.tolist() == [9007199254740993]
+
+
+def test_feature_files_beside_the_log(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER, "1,10,1", "1,20,2", "2,30,1")
+    write(tmp_path / "items.csv", "item_id,name,genre", "10,Ten,b|a", "99,Other,c", "20,,")
+    write(tmp_path / "users.tsv", "user_id\tcity\tage", "1\tRome\t", "3\tOslo\t4")
+    keys = {
+        "item_file": "items.csv",
+        "category": "genre",
+        "title": "name",
+        "user_file": "users.tsv",
+        "user_columns": ("city", "age"),
+    }
+    log = load_log(data_config("table", path, **{f"table__{k}": v for k, v in keys.items()}))
+    assert log.titles.tolist() == ["", "Ten", "", ""]
+    assert log.category_names == ("a", "b", "c")
+    np.testing.assert_array_equal(log.categories, [[0, 0], [2, 1], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(log.user_features, [[2, 0], [0, 0]])
+    assert log.user_feature_sizes == (3, 2)
+
+
+def test_features_in_the_log_come_from_the_first_row(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER + ",genre,city", "1,10,1,a,Rome", "1,10,2,b,Oslo", "2,20,2,b,Oslo")
+    log = load_log(data_config("table", path, table__category="genre", table__user_columns=("city",)))
+    np.testing.assert_array_equal(log.categories, [[0], [1], [2]])
+    np.testing.assert_array_equal(log.user_features, [[2], [1]])
+
+
+def test_lists_in_parquet(tmp_path):
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [1.5], "genre": [["b", "a"]]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    log = load_log(data_config("table", tmp_path / "a.parquet", table__category="genre"))
+    assert log.category_names == ("a", "b") and log.categories.tolist() == [[0, 0], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([HEADER], "empty log"),
+        ([], "a.csv, line 1: empty file"),
+        (["user_id;item_id;timestamp", "1;1;1"], "a.csv, line 1: no column 'user_id'.*the separator must be ','"),
+        (
+            ["user_id,item,timestamp", "1,1,1"],
+            "a.csv, line 1: no column 'item_id' among 'user_id', 'item', 'timestamp'",
+        ),
+        (
+            [HEADER, "1,1,1", "1,1,2024-01-01T00:00:00"],
+            "a.csv, line 3, field timestamp: '2024.*convert times to unix seconds",
+        ),
+        (
+            [HEADER, "1,1,1", "1,,2"],
+            "a.csv, line 3, field item_id: no value where an id is needed; fill it in or delete",
+        ),
+        ([HEADER, "1,1,1", "1,1,inf"], "a.csv, line 3, field timestamp: 'inf' where a finite number"),
+        ([HEADER, "1,1,1", "1,1"], "a.csv, line 3, field timestamp: no value"),
+        ([HEADER + ",x", "1,1,1,1", "1,1,1,1,1"], "a.csv, line 3: 5 fields where 4 are expected"),
+        ([HEADER, '"1,1,1'], "a.csv: cannot be read.*check quotes"),
+    ],
+)
+def test_bad_csv(tmp_path, lines, message):
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", write(tmp_path / "a.csv", *lines)))
+
+
+def test_bad_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"user_id,item_id")
+    with pytest.raises(DataError, match=r"a.parquet: not a readable Parquet file"):
+        load_log(data_config("table", path))
+    pl.DataFrame({"user_id": [1], "item_id": [1]}).write_parquet(path)
+    with pytest.raises(DataError, match=r"a.parquet: no column 'timestamp' among 'user_id', 'item_id'; rename"):
+        load_log(data_config("table", path))
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [1, None], "timestamp": [1, 2]})
+    frame.write_parquet(path)
+    with pytest.raises(DataError, match=r"a.parquet, row 2, field item_id: no value where an id"):
+        load_log(data_config("table", path))
+    frame.select("user_id", pl.col("item_id").fill_null(2), pl.from_epoch("timestamp")).write_parquet(path)
+    with pytest.raises(DataError, match=r"a.parquet, row 1, field timestamp: '1970.*convert times to unix seconds"):
+        load_log(data_config("table", path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"item_file": "none.csv", "title": "t"}, "none.csv: no such file or folder; correct data.table.item_file"),
+        ({"item_file": "items.csv"}, "items.csv: no column of it is used; set data.table.category or data.table.title"),
+        ({"user_file": "items.csv"}, "items.csv: no column of it is used; set data.table.user_columns"),
+        (
+            {"item_file": "items.csv", "title": "t"},
+            "items.csv, line 3, field item_id: 'x9' where a whole number.*same ids",
+        ),
+        ({"category": "genre"}, "a.csv, line 1: no column 'genre'"),
+    ],
+)
+def test_bad_features(tmp_path, keys, message):
+    path = write(tmp_path / "a.csv", HEADER, "1,10,1")
+    write(tmp_path / "items.csv", "item_id,t", "10,a", "x9,b")
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", path, **{f"table__{k}": v for k, v in keys.items()}))
+
+
+def test_unknown_or_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"a.xlsx: unknown kind of file '.xlsx'; give a .csv, .tsv or .parquet"):
+        load_log(data_config("table", write(tmp_path / "a.xlsx", HEADER)))
+    with pytest.raises(DataError, match=r"a.csv: no such file or folder; set data.path"):
+        load_log(data_config("table", tmp_path / "a.csv"))
+    with pytest.raises(DataError, match=r"data.path is empty; set it"):
+        load_log(data_config("table"))
+
+
+def test_switches_and_content(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER + ",genre,city", "1,2,1,a,Rome", "1,1,2,b,Rome")
+    np.save(tmp_path / "c.npy", np.eye(3, dtype=np.float32))
+    keys = {"table__category": "genre", "table__user_columns": ("city",), "content": str(tmp_path / "c.npy")}
+    log = load_log(data_config("table", path, **keys))
+    np.testing.assert_array_equal(log.content, [[0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    assert log.categories is not None and log.user_features is not None
+    log = load_log(data_config("table", path, categories=False, user_features=False, **keys))
+    assert (log.categories, log.category_names, log.user_features, log.user_feature_names) == (None, (), None, ())
+
+
+def test_polars_missing_is_said_clearly(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "polars", None)
+    with pytest.raises(ImportError, match=r"needs polars; install it with: pip install polars"):
+        text.import_polars()
+
+
+def test_encode_categories():
+    ids, names = encode_categories(np.array(["b|a|b", "", "c| a"]), "|", names=None, ignore=("c",))
+    assert names == ("a", "b") and ids.tolist() == [[2, 1], [0, 0], [1, 0]]
+    with pytest.raises(DataError, match=r"category 'b' is none of a; check the separator"):
+        encode_categories(np.array(["b"]), "|", names=("a",), ignore=())
+
+
+def test_encode_attributes():
+    ids, names, sizes = encode_attributes({"x": np.array(["", "b", "a"]), "y": np.array([5, 5, 1])})
+    assert ids.tolist() == [[0, 2], [2, 2], [1, 1]] and names == ("x", "y") and sizes == (3, 3)

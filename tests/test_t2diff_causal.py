@@ -1,0 +1,520 @@
+"""T2Diff at every position: trained at each as inference runs there; what reaches what; noise, sizes, learning."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from counts import block, conv, count, dense, level, norm, parameters
+from model_cases import (
+    CATEGORIES,
+    CONTENT,
+    ITEMS,
+    PLAIN,
+    ROWS,
+    SIZES,
+    STATS,
+    USER_FEATURES,
+    WINDOW,
+    built,
+    drawn,
+    gradients_of_parts,
+    make_batch,
+    make_catalogue,
+    named_leaves,
+    normal,
+    put,
+    quick_jit,
+    scores_after,
+    small_config,
+    user_vectors,
+)
+
+from configs import base
+from t2diff_jax.models import build_retriever, t2diff_causal
+from t2diff_jax.nn.attention import SlotAttention, TargetAttention
+from t2diff_jax.types import Retriever, Sizes
+
+CATALOGUE, BATCH, KEY = make_catalogue(), make_batch(), jax.random.key(0)
+VALID = np.asarray(BATCH["history"]) > 0
+ROWS_WITH_BEHAVIOURS = VALID.any(axis=1)
+EMPTY = {"model__slot": "empty"}
+ROTARY = {"model__positions": "rotary"}
+SKETCH = {"model__sketch_dim": 4}
+SEVERAL_CALLS = {"diffusion__sampler": "ddpm", "diffusion__sampler_steps": 5}
+# Noise of the reverse process for every r in 1..T + 2, T = 5.
+NOISE = normal(2, 8, *VALID.shape, 8)
+POSITIONS = ("params", "encoder", "positions")
+
+
+def model(**changes):
+    return built(model__name="t2diff_causal", **changes)
+
+
+def encoder(**changes):
+    return user_vectors(model(**changes)[0])
+
+
+def part_gradients(**changes):
+    return gradients_of_parts(model(**changes)[0])
+
+
+@functools.cache
+def every_position(**changes):
+    """Compiled (variables, batch, noise) -> user vectors at every position as a training step makes them, [B, L, D]."""
+    retriever, _ = model(**changes)
+
+    def run(variables, batch, noise):
+        def apply(method, *args, **options):
+            return retriever.net.apply({"params": variables["params"]}, *args, method=method, **options)
+
+        x, slots = apply("embed", batch["history"], CATALOGUE), None
+        states = apply("encode", x, batch["history"], deterministic=True)
+        if retriever.model.slot == "diffusion":
+            slots = retriever.generate(variables, x, states, batch["history"] > 0, lambda r: noise[r])
+        return apply("user", x, states, slots, batch, last=False, deterministic=True)
+
+    return quick_jit(run)
+
+
+@functools.cache
+def last_position(**changes):
+    """Compiled (variables, batch, noise) -> `encode_user` [B, D] with this noise in place of the requests' own."""
+    retriever, _ = model(**changes)
+
+    def run(variables, batch, noise):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(t2diff_causal, "noise_per_user", lambda keys, intent, shape: lambda r: noise[r])
+            return retriever.encode_user(variables, CATALOGUE, batch, KEY)[0][:, 0]
+
+    return quick_jit(run)
+
+
+def test_interface():
+    retriever, variables = model()
+    assert isinstance(retriever, Retriever) and hash(retriever) == hash(dataclasses.replace(retriever))
+    fresh = jax.eval_shape(retriever.init, KEY, CATALOGUE, BATCH)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), fresh) == jax.tree.map(lambda a: (a.shape, a.dtype), variables)
+    items = np.asarray(retriever.encode_items(variables, CATALOGUE))
+    assert items.shape == (ROWS, 8) and items.dtype == np.float32
+    np.testing.assert_array_equal(np.any(items != 0, axis=1), (np.arange(ROWS) > 0) & (np.arange(ROWS) <= ITEMS))
+
+
+# Every position as if it were the last
+
+
+def cut_after(p, batch, variables, noise):
+    """The requests whose last behaviour is at position p, and what they need to be encoded alike.
+
+    The behaviours move to the right end of the window, with them their noise, and their position embeddings, which
+    count from that end. Ages are seconds before the request, which is the time of the next behaviour.
+    """
+    shift = WINDOW - 1 - p
+
+    def moved(a):
+        return np.pad(np.asarray(a), ((0, 0), (shift, 0)))[:, :WINDOW]
+
+    age = np.asarray(batch["age"])
+    request = age[:, p + 1, None] if shift else 0
+    cut = {**batch, "history": moved(batch["history"]), "age": moved(np.maximum(age - request, 0))}
+    cut["session_length"] = np.minimum((cut["history"] > 0).sum(axis=1), 3).astype(np.int32)
+    if "positions" in variables["params"]["encoder"]:
+        variables = put(variables, POSITIONS, lambda x: jnp.roll(x, shift, axis=0))
+    return variables, cut, np.roll(noise, shift, axis=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [EMPTY, {**EMPTY, "model__session_gap": 3600}, SEVERAL_CALLS, ROTARY, {**EMPTY, **ROTARY}, {**ROTARY, **SKETCH}],
+    ids=["empty", "gap", "ddpm", "rotary", "rotary empty", "sketch"],
+)
+def test_training_at_a_position_is_inference_at_that_position(changes):
+    """The user vector that position p is trained with is `encode_user` of the window that ends there.
+
+    With rotary positions as it is; learned ones count from the window's end and have to move with it.
+    """
+    _, variables = model(**changes)
+    trained = np.asarray(every_position(**changes)(variables, BATCH, NOISE))
+    for p in range(WINDOW - 1, -1, -1):
+        expected = last_position(**changes)(*cut_after(p, BATCH, variables, NOISE))
+        seen = VALID[:, p]
+        np.testing.assert_allclose(trained[seen, p], expected[seen], atol=3e-5, rtol=1e-4)
+        # It depends on where the window ends: the vectors of different positions differ.
+        assert p == 0 or np.all(np.any(np.abs(trained[seen, p] - trained[seen, p - 1]) > 1e-2, axis=-1))
+
+
+def test_the_loss_is_the_cross_entropy_of_these_vectors(monkeypatch):
+    """Every valid behaviour predicts the next one, the last one the target; weight 0 and padding count nothing."""
+    monkeypatch.setattr(t2diff_causal, "training_noise", lambda key, shape: lambda r: jnp.asarray(NOISE)[r])
+    retriever, variables = model(diffusion__scale_decay=0.9)
+    loss = quick_jit(lambda variables: retriever.loss(variables, CATALOGUE, BATCH, KEY))
+    total, (metrics, stats) = loss(variables)
+    # The slots of a step are made with the scale that its own drift has moved.
+    users = np.asarray(every_position()({**variables, "stats": stats}, BATCH, NOISE))
+    scores = users @ np.asarray(retriever.encode_items(variables, CATALOGUE)).T
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    terms = [
+        reference.cross_entropy(scores[b, j, 1 : ITEMS + 1], following[b, j] - 1)
+        for b, j in np.argwhere(VALID)
+        if BATCH["weight"][b] > 0
+    ]
+    assert len(terms) == 6 + 4 + 1
+    np.testing.assert_allclose(metrics["loss_tower"], np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(total, metrics["loss_tower"] + metrics["loss_diffusion"], rtol=1e-6)
+    assert set(metrics) == {"loss_tower", "loss_diffusion", "drift_scale", "slot_cosine"}
+    assert -1 <= metrics["slot_cosine"] <= 1 and stats["drift_square"] != STATS["drift_square"]
+
+
+@pytest.mark.parametrize("changes", [EMPTY, {}, {**EMPTY, **SKETCH}], ids=["empty", "diffusion", "sketch"])
+def test_no_position_sees_a_later_behaviour(changes):
+    _, variables = model(**changes)
+    before = np.asarray(every_position(**changes)(variables, BATCH, NOISE))
+    for j in range(WINDOW):
+        history = BATCH["history"].at[:, j].set(np.where(VALID[:, j], 1 + BATCH["history"][:, j] % ITEMS, 0))
+        after = np.asarray(every_position(**changes)(variables, {**BATCH, "history": history}, NOISE))
+        np.testing.assert_array_equal(before[:, :j], after[:, :j])
+        assert np.all(np.any(before[VALID[:, j], j:] != after[VALID[:, j], j:], axis=-1))
+
+
+def test_no_position_sees_a_later_noise():
+    """Nor does a slot: the reverse process at a position is that of the window that ends there."""
+    _, variables = model()
+    before = np.asarray(every_position()(variables, BATCH, NOISE))
+    for j in range(WINDOW):
+        noise = NOISE * np.where(np.arange(WINDOW) == j, -1, 1)[:, None].astype(np.float32)
+        after = np.asarray(every_position()(variables, BATCH, noise))
+        np.testing.assert_array_equal(before[:, :j], after[:, :j])
+        np.testing.assert_array_equal(np.any(before[:, j] != after[:, j], axis=-1), VALID[:, j])
+
+
+# What reaches what
+
+
+@pytest.mark.parametrize("training", ["sampled", "denoised"])
+def test_stop_gradients_are_exact(training):
+    """The diffusion loss trains the denoiser and nothing else; the tower loss everything but the denoiser."""
+    changes = {"diffusion__slot_training": training, "diffusion__weight": 10.0}
+    _, variables = model(**changes)
+    losses, (tower, diffusion, total), _ = part_gradients(**changes)(variables["params"], STATS, BATCH)
+    tower, diffusion, total = named_leaves(tower), named_leaves(diffusion), named_leaves(total)
+    assert np.isfinite(losses).all() and losses[1] > 0
+    np.testing.assert_allclose(losses[2], losses[0] + 10 * losses[1], rtol=1e-6)
+    parts = {name.split(".")[0] for name in total}
+    assert parts == {
+        "items", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out", "denoiser"
+    }  # fmt: skip
+    for name in total:
+        assert np.isfinite(total[name]).all(), name
+        mine, other = (diffusion, tower) if name.startswith("denoiser.") else (tower, diffusion)
+        assert not np.any(other[name]), name
+        # A constant added to all keys is invisible to the softmax: the key's bias is learned by nobody.
+        assert np.any(np.abs(mine[name]) > 1e-6) != name.endswith("key.bias"), name
+        if mine is tower:
+            # The table, the encoder and mixed attention learn from the tower loss alone, whatever lambda is.
+            np.testing.assert_array_equal(total[name], tower[name])
+
+
+def test_without_the_slot_everything_but_a_denoiser_learns():
+    changes = {**EMPTY, "model__item_tower": "dense"}
+    _, variables = model(**changes)
+    losses, (tower, _, _), stats = part_gradients(**changes)(variables["params"], STATS, BATCH)
+    assert losses[1] == 0 and not {"denoiser", "slot_in"} & set(variables["params"])
+    assert stats == STATS
+    # Nor does the softmax over the catalogue see a constant added to all item vectors.
+    invisible = ("key.bias", "item_tower.norm.bias")
+    for name, g in named_leaves(tower).items():
+        assert np.isfinite(g).all() and np.any(np.abs(g) > 1e-6) != name.endswith(invisible), name
+
+
+def test_a_batch_of_filling_is_finite_and_teaches_nothing():
+    _, variables = model(diffusion__weight=10.0)
+    run = part_gradients(diffusion__slot_training="sampled", diffusion__weight=10.0)
+    losses, gradients, stats = run(variables["params"], STATS, {**BATCH, "weight": BATCH["weight"] * 0})
+    assert not np.any(losses) and not any(map(np.any, jax.tree.leaves(gradients)))
+    assert stats == STATS
+
+
+def test_rows_of_weight_zero_change_nothing():
+    run = part_gradients(diffusion__slot_training="sampled", diffusion__weight=10.0)
+    _, variables = model()
+    batch = {**BATCH, "history": BATCH["history"].at[-1].set(5), "target": BATCH["target"].at[-1].set(3)}
+    for a, b in zip(jax.tree.leaves(run(variables["params"], STATS, BATCH)),
+                    jax.tree.leaves(run(variables["params"], STATS, batch)), strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 1)], ids=["empty", "one behaviour"])
+def test_the_shortest_windows(lengths):
+    """Nothing to learn from an empty window; one behaviour is trained and encoded like any other."""
+    batch = {**make_batch(lengths=lengths), "weight": jnp.ones(5), "target": jnp.arange(1, 6)}
+    _, variables = model()
+    run = part_gradients(diffusion__slot_training="sampled", diffusion__weight=10.0)
+    losses, gradients, stats = run(variables["params"], STATS, batch)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves((losses, gradients, stats)))
+    assert np.all(losses > 0) == any(lengths) and np.any(losses) == any(lengths) and (stats == STATS) != any(lengths)
+    assert any(map(np.any, jax.tree.leaves(gradients))) == any(lengths)
+    users = np.asarray(encoder()(variables, batch, KEY))
+    assert np.isfinite(users).all() and np.all(np.any(users != 0, axis=(1, 2)))
+
+
+def test_the_target_reaches_no_user_vector():
+    _, variables = model()
+    batch = {**BATCH, "target": (BATCH["target"] + 4) % ITEMS, "weight": 1 - BATCH["weight"]}
+    np.testing.assert_array_equal(encoder()(variables, BATCH, KEY), encoder()(variables, batch, KEY))
+
+
+def test_padding_reaches_no_user_vector():
+    """Garbage in every padding row of the tables, in the filling rows and in the ages of padded positions."""
+    changes = {"model__session_gap": 3600, **SKETCH}
+    _, variables = model(**changes)
+    filling = np.array([0, *range(ITEMS + 1, SIZES.rows)])
+    garbage = put(variables, ("params", "items", "item_table"), lambda x: x.at[filling].set(1e6))
+    garbage = put(garbage, ("params", "items", "category_table"), lambda x: x.at[0].set(-1e6))
+    garbage = put(garbage, ("params", "sketch", "signature_table"), lambda x: x.at[filling].set(1e6))
+    batch = {**BATCH, "age": jnp.where(VALID, BATCH["age"], 2**31 - 1)}
+    users = encoder(**changes)(variables, BATCH, KEY)
+    np.testing.assert_array_equal(users, encoder(**changes)(garbage, batch, KEY))
+
+
+def test_padded_vectors_reach_no_slot_and_no_user():
+    """The same one level lower: garbage in place of the vectors at padded positions."""
+    retriever, variables = model()
+
+    @quick_jit
+    def run(x):
+        args, options = {"params": variables["params"]}, {"deterministic": True}
+        states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
+        slots = retriever.generate(variables, x, states, jnp.asarray(VALID), lambda r: jnp.asarray(NOISE)[r])
+        users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
+        return states, slots, users
+
+    x = normal(1, *VALID.shape, 8)
+    for scale in (1.0, 1e6):
+        garbage = np.where(VALID[..., None], x, scale * normal(3, *x.shape))
+        for a, b in zip(run(x), run(garbage), strict=True):
+            np.testing.assert_array_equal(a[VALID], b[VALID])
+
+
+def test_every_behaviour_reaches_its_own_user_vector_only():
+    _, variables = model()
+    before = np.asarray(encoder()(variables, BATCH, KEY))
+    for row, column in [(0, 0), (0, 3), (0, 5), (1, 2), (2, 5)]:
+        history = BATCH["history"].at[row, column].set(1 + BATCH["history"][row, column] % ITEMS)
+        changed = np.any(before != np.asarray(encoder()(variables, {**BATCH, "history": history}, KEY)), axis=(1, 2))
+        assert changed.tolist() == [i == row for i in range(len(before))]
+
+
+def test_the_slot_is_the_behaviour_plus_its_drift():
+    """A denoiser with zero weights and output bias 1 estimates a drift of 1 everywhere, in units of the scale."""
+    retriever, variables = model()
+    zero = jax.tree.map(jnp.zeros_like, variables["params"]["denoiser"])
+    zero["out"]["bias"] = jnp.ones(8)
+    variables = put(variables, ("params", "denoiser"), lambda _: zero)
+    x = jnp.asarray(normal(1, *VALID.shape, 8))
+    slots = quick_jit(lambda x: retriever.generate(variables, x, x, jnp.asarray(VALID), lambda r: 0 * x))(x)
+    np.testing.assert_allclose(slots[VALID], x[VALID] + np.sqrt(0.6 / 0.5), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    retriever, variables = model(**EMPTY, model__dropout=0.5)
+    loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[0])
+    first, again, other = (loss(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    users = user_vectors(retriever)(variables, BATCH, KEY)[:, 0]
+    np.testing.assert_allclose(users, last_position(**EMPTY)(variables, BATCH, NOISE), atol=2e-5, rtol=1e-4)
+
+
+# Sessions and lags
+
+
+def seen_by_attention(batch, *, last=False, **changes):
+    """Masks and lags that the two attentions are given, without running them: (session, past, lag), [B, P, L] each."""
+    sizes = dataclasses.replace(PLAIN, lags=True)
+    retriever = build_retriever(small_config(model__name="t2diff_causal", **EMPTY, **changes), sizes)
+    seen = {}
+
+    def intercept(run, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__":
+            return run(*args, **kwargs)
+        if isinstance(module, SlotAttention):
+            seen["session"] = np.asarray(args[2])
+            return args[0]
+        if isinstance(module, TargetAttention):
+            seen["past"], seen["lag"] = (np.asarray(a) for a in args[2:])
+            return args[1]
+        return jnp.zeros((*args[0].shape[:-1], module.features)) if isinstance(module, nn.Dense) else run(*args)
+
+    x = jnp.zeros((*batch["history"].shape, 8))
+    with nn.intercept_methods(intercept):
+        users = retriever.net.apply({"params": {}}, x, x, None, batch, method="user", last=last, deterministic=True)
+    assert users.shape == (len(x), 1 if last else x.shape[1], 8)
+    return seen["session"].astype(int), seen["past"].astype(int), seen["lag"]
+
+
+def timed(*times, request):
+    """One window per row of behaviours at these times; None is padding."""
+    valid = np.array([[t is not None for t in row] for row in times])
+    ages = [[request - t if t is not None else 0 for t in row] for row in times]
+    return {"history": jnp.asarray(valid * 1), "age": jnp.asarray(ages, jnp.int32)}
+
+
+def test_without_a_gap_a_session_is_the_last_k():
+    session, past, _ = seen_by_attention(timed([0, 1, 2, 3, 4], [None, None, 0, 500, 900], request=1000))
+    assert past[0].tolist() == np.tri(5, dtype=int).tolist()
+    assert session[0].tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    padded = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert session[1].tolist() == past[1].tolist() == padded
+
+
+def test_a_gap_ends_a_session():
+    """More than 60 seconds between two behaviours; the gap before the request ends none."""
+    batch = timed([0, 60, 121, 122, 123, 124], [None, 0, 10, 500, 505, 700], [None] * 5 + [0], request=10_000)
+    session, past, _ = seen_by_attention(batch, model__session_gap=60)
+    np.testing.assert_array_equal(past, np.tri(6, dtype=int) * np.asarray(batch["history"])[:, None])
+    assert session[0].tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1],
+    ]  # fmt: skip
+    assert session[1].tolist() == [
+        [0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1],
+    ]  # fmt: skip
+    assert session[2].sum() == session[2, 5, 5] == 1
+    only, seen, _ = seen_by_attention(batch, model__session_gap=60, last=True)
+    np.testing.assert_array_equal(only, session[:, -1:])
+    np.testing.assert_array_equal(seen, past[:, -1:])
+
+
+def test_lags_count_to_the_next_behaviour():
+    """At position p the request is the behaviour after p, at the last one it is the batch's own."""
+    batch = timed([0, 1, 8, 8, 108], [None, None, 0, 30, 31], request=131)
+    _, past, lag = seen_by_attention(batch)
+    # Seconds [1], [8, 7], [8, 7, 0], [108, 107, 100, 100], [131, 130, 123, 123, 23]: floor(log2(s + 1)).
+    assert (lag * past)[0].tolist() == [
+        [1, 0, 0, 0, 0], [3, 3, 0, 0, 0], [3, 3, 0, 0, 0], [6, 6, 6, 6, 0], [7, 7, 6, 6, 4]
+    ]  # fmt: skip
+    # [30], [31, 1], [131, 101, 100].
+    assert (lag * past)[1].tolist() == [[0] * 5, [0] * 5, [0, 0, 4, 0, 0], [0, 0, 5, 1, 0], [0, 0, 7, 6, 6]]
+    assert lag.min() >= 0
+    np.testing.assert_array_equal(seen_by_attention(batch, last=True)[2], lag[:, -1:])
+    # The longest lag there is, from an age that is as large as it can be.
+    longest = seen_by_attention({**batch, "age": batch["age"].at[:, 2].set(2**31 - 1)})[2]
+    assert longest[1, 4, 2] == 31
+
+
+# Evaluation noise
+
+
+def test_noise_belongs_to_the_request():
+    """Not to its row, and not to the other rows; other users, positions and keys have other noise."""
+    _, variables = model()
+    users = np.asarray(encoder()(variables, BATCH, KEY))
+    order = np.array([3, 0, 4, 2, 1])
+    np.testing.assert_array_equal(encoder()(variables, {k: v[order] for k, v in BATCH.items()}, KEY), users[order])
+    alone = {k: v.at[1:].set(v[:1]) for k, v in BATCH.items()}
+    same = np.asarray(encoder()(variables, alone, KEY))
+    np.testing.assert_array_equal(same, np.broadcast_to(users[:1], same.shape))
+    for other in (
+        encoder()(variables, {**alone, "user": jnp.arange(5)}, KEY),
+        encoder()(variables, {**alone, "position": jnp.arange(5)}, KEY),
+    ):
+        assert len(np.unique(np.asarray(other)[:, 0, 0])) == 5
+    changed = np.any(np.asarray(encoder()(variables, BATCH, jax.random.key(1))) != users, axis=(1, 2))
+    # Without a behaviour there is nothing to generate from, and no noise.
+    np.testing.assert_array_equal(changed, ROWS_WITH_BEHAVIOURS)
+
+
+def test_a_longer_window_leaves_the_user_vectors():
+    """The same behaviours further right in a longer window: noise and embedding of each position are the same."""
+    _, variables = model()
+    longer = dict(BATCH)
+    for name in ("history", "age"):
+        longer[name] = jnp.pad(BATCH[name], ((0, 0), (3, 0)))
+    more = put(variables, POSITIONS, lambda x: jnp.pad(x, ((3, 0), (0, 0)), constant_values=7.0))
+    users = encoder()(variables, BATCH, KEY)
+    np.testing.assert_allclose(encoder()(more, longer, KEY), users, atol=2e-5, rtol=1e-4)
+    assert users.shape == (5, 1, 8) and np.isfinite(users).all()
+
+
+def test_several_intents():
+    """The first of M intents is the one of M = 1; all differ."""
+    _, variables = model()
+    several = np.asarray(encoder(diffusion__samples=3)(variables, BATCH, KEY))
+    assert several.shape == (5, 3, 8)
+    np.testing.assert_allclose(several[:, :1], encoder()(variables, BATCH, KEY), atol=2e-5, rtol=1e-4)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        np.testing.assert_array_equal(np.any(several[:, a] != several[:, b], axis=-1), ROWS_WITH_BEHAVIOURS)
+
+
+# Precision and sizes
+
+
+def test_bfloat16_is_close_to_float32():
+    _, variables = model()
+    low, _ = model(model__dtype="bfloat16")
+    fresh = jax.eval_shape(low.init, KEY, CATALOGUE, BATCH)
+    assert {a.dtype for a in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+    @quick_jit
+    def run(variables):
+        loss, (metrics, _) = low.loss(variables, CATALOGUE, BATCH, KEY)
+        return loss, metrics, low.encode_user(variables, CATALOGUE, BATCH, KEY)[0]
+
+    loss, metrics, users = run(variables)
+    expected, _, _ = part_gradients(diffusion__slot_training="sampled", diffusion__weight=10.0)(
+        variables["params"], STATS, BATCH
+    )
+    assert loss.dtype == users.dtype == jnp.float32 and np.isfinite(users).all()
+    np.testing.assert_allclose([metrics["loss_tower"], metrics["loss_diffusion"]], expected[:2], rtol=0.05)
+    full = np.asarray(encoder()(variables, BATCH, KEY))
+    assert np.abs(full - users).max() < 0.1 * np.abs(full).max()
+
+
+def test_parameters_of_the_base_configuration():
+    config = base.get_config()
+    config.model.name = "t2diff_causal"
+    sizes = Sizes(rows=1008, window=50, categories=12 + 1, content=0, user_features=(3, 4), lags=True)
+    params = parameters(config, sizes)
+    assert count(params["items"]) == 1008 * 48 + 13 * 16
+    assert count(params["users"]) == (3 + 4) * 8
+    assert count(params["encoder"]) == 50 * 64 + 2 * block(64, 256) + norm(64)
+    assert count(params["slot_in"]) == dense(64, 64)
+    assert count(params["session"]) == block(64, 256)
+    # Three of the four inputs of the activation unit's hidden layer have the item's width, so has the fourth, h_s.
+    assert count(params["target_attention"]) == dense(4 * 64, 64) + dense(64, 1, bias=False) + 32 * 64  # 32 buckets
+    assert count(params["user_hidden"]) == dense(64 + 64 + 2 * 8, 256)
+    assert count(params["user_out"]) == dense(256, 64)
+    first = conv(64 + 64 + 64, 32) + dense(32, 32) + norm(32)  # over [z_r ; X ; states]
+    down = level(32, 32) + level(32, 64) + level(64, 64)
+    up = dense(64, 64) + level(64 + 64, 64) + dense(64, 32) + level(32 + 32, 32) + dense(32, 32) + level(32 + 32, 32)
+    assert count(params["denoiser"]) == dense(32, 32) + first + down + up + dense(32, 64)
+    rest = {"items", "users", "encoder", "slot_in", "session", "target_attention", "user_hidden", "user_out"}
+    assert set(params) == rest | {"denoiser"}  # the item tower is the identity
+    assert CATEGORIES and CONTENT and USER_FEATURES  # the other tests have them all
+
+
+# Learning
+
+
+def test_two_users_are_learned_by_heart():
+    """The ids that come in and the ids that are ranked are one space: both targets reach rank 1."""
+    retriever = build_retriever(small_config(model__name="t2diff_causal"), PLAIN)
+    batch = {
+        "history": jnp.array([[1, 2, 3, 4, 5, 6], [0, 0, 0, 6, 5, 4]]),
+        "session_length": jnp.array([3, 3]),
+        "target": jnp.array([7, 12]),
+        "weight": jnp.ones(2),
+        "user": jnp.array([0, 1]),
+        "position": jnp.array([6, 3]),
+    }
+    variables = {"params": drawn(retriever.init, make_catalogue(PLAIN), batch, scale=0.3), "stats": STATS}
+    scores = scores_after(retriever, variables, batch, steps=200, rate=0.02)
+    assert (scores.argmax(axis=1) + 1).tolist() == [7, 12]
+    probability = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probability /= probability.sum(axis=1, keepdims=True)
+    assert np.all(probability[[0, 1], [6, 11]] > 0.9)

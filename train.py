@@ -1,0 +1,66 @@
+"""Trains a retriever and tests its best checkpoint.
+
+python train.py --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from t2diff_jax import config as config_lib
+from t2diff_jax import experiment as experiment_lib
+from t2diff_jax import final, loop
+from t2diff_jax.explain import explained
+from t2diff_jax.writer import say
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override with --config.key=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and config; start again to resume.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other processes (found by itself on TPU pods and Slurm).")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it is not found by itself.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, with --coordinator.")
+
+
+def main(argv: list[str]) -> None:
+    """Process start-up, then one call each into training and testing."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # at the default level the checkpoint library tells every detail
+    if _MULTIHOST.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with explained(on_interrupt="stopped; the same command goes on from the last checkpoint"):
+        run(config_lib.from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
+
+
+def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Trains to the end, evaluates, and says where everything lies."""
+    if config.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
+    experiment = experiment_lib.build(config)
+    say(experiment.summary())
+    loop.train(experiment, workdir)
+    final.evaluate_checkpoint(experiment, workdir, None)
+    say(f"\ncheckpoints  {workdir / 'checkpoints'}\nmetrics      {workdir / 'metrics.jsonl'}, {workdir / 'eval.json'}")
+    say(f"config       {workdir / 'config.json'}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with what is wrong with the configuration's file or key names told in one line."""
+    try:
+        config_lib.check_overrides(argv)
+        rest = app.parse_flags_with_usage(argv)
+        _CONFIG.value.to_dict()  # a file that is not there shows only now
+    except config_lib.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    except OSError as error:
+        sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")
+    return rest
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse)
