@@ -12,10 +12,13 @@ requested shape. The manifest therefore holds shape, dtype and digest of every a
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -134,6 +137,7 @@ class Checkpointer:
         if manifest["log_digest"] != self._log_digest:
             raise CheckpointError(f"{self._where(step)} is of {_other_log(manifest['log_digest'], self._log_digest)}")
         self._check_forms(step, manifest["forms"], _forms(abstract_state))
+        _silence_other_reads()
         with _explained(f"{self._where(step)} cannot be read", f"If its files are damaged, {_REMEDY}"):
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             state = self._manager.restore(step, args=items)["state"]
@@ -363,6 +367,29 @@ def _listed(pairs: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _other_log(old: str, new: str) -> str:
     return f"another interaction log (digest {old} there, {new} now): use the data of that run, or another --workdir"
+
+
+def _silence_other_reads() -> None:
+    """Keeps what Python would print of the reads under way beside one that fails. Calling it again changes nothing.
+
+    A restore reads all arrays at once and raises for the first that it cannot read. The others end at any later time,
+    with tracebacks of their own: tasks that nobody awaits, callbacks into an event loop that is closed.
+    """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    logging.getLogger("asyncio").addFilter(_is_awaited)
+    before = sys.unraisablehook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = report
+
+
+def _is_awaited(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
 
 
 @contextlib.contextmanager

@@ -238,6 +238,36 @@ def test_truncated_and_missing_files_are_explained(tmp_path, how):
     gc.collect()
 
 
+_SPOILT = """
+import gc, pathlib, sys
+import jax
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+workdir, args = pathlib.Path(sys.argv[1]), dict(keep=2, select="ndcg@10", log_digest="log")
+state = {f"array_{i}": jax.random.normal(jax.random.key(i), (64, 64)) for i in range(40)}
+with Checkpointer(workdir, **args) as checkpointer:
+    checkpointer.save(1, state, {})
+for file in (workdir / "checkpoints" / "1" / "state").rglob("d/*"):
+    data = bytearray(file.read_bytes())
+    for i in range(len(data) // 3, 2 * len(data) // 3):
+        data[i] ^= 0x10
+    file.write_bytes(data)
+for _ in range(3):
+    with Checkpointer(workdir, **args) as checkpointer:
+        try:
+            checkpointer.restore(1, state)
+        except CheckpointError as error:
+            print(error)
+    gc.collect()
+"""
+
+
+def test_of_many_unreadable_arrays_only_the_first_is_told(tmp_path):
+    args = [sys.executable, "-c", _SPOILT, str(tmp_path)]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("cannot be read") == len(done.stdout.splitlines()) == 3
+    assert done.stderr == ""
+
+
 @damaging
 def test_a_damaged_manifest_is_named_and_its_checkpoint_kept(tmp_path):
     with _open(tmp_path) as checkpointer:
