@@ -106,6 +106,7 @@ def get_config() -> ConfigDict:
     )
     config.loss = ConfigDict(
         dict(
+            chunk=0,  # full softmax: targets scored at a time (on one CPU 200 is fastest); 0: all at once
             negatives=0,  # 0: softmax over the whole catalogue; else so many shared uniform negatives per step
             window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
             label_smoothing=0.0,

@@ -13,5 +13,6 @@ def get_config():
     config.model.dropout = 0.2
     config.model.positions = "rotary"
     config.model.activation_hidden = 4
+    config.loss.chunk = 200
     config.optim.learning_rate = 2e-3
     return config

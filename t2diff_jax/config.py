@@ -129,6 +129,7 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
+    chunk: int
     negatives: int
     window_negatives: bool
     label_smoothing: float

@@ -105,6 +105,7 @@ def diffusion_rules(c: "Config") -> Rules:
         ),
         (d.weight >= 0, "diffusion.weight", "must not be negative"),
         (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
+        (c.loss.chunk >= 0, "loss.chunk", "must not be negative"),
         (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
         (0 <= c.loss.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)"),
         (

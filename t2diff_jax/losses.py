@@ -1,4 +1,6 @@
-"""Per-example losses: softmax cross-entropy over the catalogue, full or sampled (24), and the diffusion loss (23)."""
+"""Losses: softmax cross-entropy over the catalogue, full or sampled (24), and the diffusion loss (23)."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,75 @@ def full_softmax(
         mean = jnp.where(is_item, logits, 0).sum(axis=-1) / is_item.sum()
         positive = (1 - label_smoothing) * positive + label_smoothing * mean
     return log_total - positive
+
+
+def mean_full_softmax(
+    users: Float[Array, "Q U"],
+    table: Float[Array, "R U"],
+    targets: Int[Array, " Q"],
+    is_item: Bool[Array, " R"],
+    weights: Float[Array, " Q"],
+    *,
+    label_smoothing: float,
+    chunk: int,
+) -> Float[Array, ""]:
+    """Weighted mean of `full_softmax`, float32 scalar; a target of weight 0 has no influence.
+
+    With a positive `chunk`, so many targets are scored at a time: no [Q, R] matrix is kept, and chunks of weight 0 (the
+    padding of the windows) are left out. The gradient is made in the forward pass, chunk by chunk. That is for one
+    device: where targets are spread over several, score all at once (chunk 0).
+    """
+    if chunk == 0:
+        losses = full_softmax(users, table, targets, is_item, label_smoothing=label_smoothing)
+        return weighted_mean(losses, weights)
+    total = _sum_in_chunks(label_smoothing, chunk, users, table, targets, is_item, weights)
+    return total / jnp.maximum(weights.sum(), 1e-9)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_in_chunks(
+    label_smoothing: float, chunk: int, users: Array, table: Array, targets: Array, is_item: Array, weights: Array
+) -> Array:
+    return _sum_and_gradient(label_smoothing, chunk, users, table, targets, is_item, weights)[0]
+
+
+def _sum_and_gradient(
+    label_smoothing: float, chunk: int, users: Array, table: Array, targets: Array, is_item: Array, weights: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """The weighted sum, and its gradient with respect to users and table."""
+    order = jnp.argsort(weights == 0, stable=True)
+
+    def cut(x: Array) -> Array:
+        padding = ((0, -len(x) % chunk),) + ((0, 0),) * (x.ndim - 1)
+        return jnp.pad(x[order], padding).reshape(-1, chunk, *x.shape[1:])
+
+    def step(total: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        users, targets, weights = part
+
+        def loss(users: Array, table: Array) -> Array:
+            losses = full_softmax(users, table, targets, is_item, label_smoothing=label_smoothing)
+            return jnp.where(weights > 0, weights * losses, 0).sum()
+
+        def nothing(users: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+            return jnp.zeros(()), (jnp.zeros_like(users), jnp.zeros_like(table))
+
+        work = jax.value_and_grad(loss, argnums=(0, 1))
+        value, (by_users, by_table) = jax.lax.cond((weights > 0).any(), work, nothing, users, table)
+        return (total[0] + value, total[1] + by_table), by_users
+
+    parts = tuple(map(cut, (users, targets, weights)))
+    (total, by_table), by_users = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros_like(table)), parts)
+    by_users = by_users.reshape(-1, users.shape[1])[: len(users)]
+    return total, (jnp.zeros_like(users).at[order].set(by_users), by_table)
+
+
+def _scaled(
+    label_smoothing: float, chunk: int, gradient: tuple[Array, Array], cotangent: Array
+) -> tuple[Array | None, ...]:
+    return (*(cotangent * g for g in gradient), None, None, None)
+
+
+_sum_in_chunks.defvjp(_sum_and_gradient, _scaled)
 
 
 def sampled_softmax(

@@ -155,6 +155,7 @@ RULES = [
     ("diffusion.scale", {"diffusion.rate": 1e6}),
     ("diffusion.weight", {"diffusion.weight": -0.5}),
     ("diffusion.scale_decay", {"diffusion.scale_decay": 1.0}),
+    ("loss.chunk", {"loss.chunk": -1}),
     ("loss.negatives", {"loss.negatives": -1}),
     ("loss.label_smoothing", {"loss.label_smoothing": 1.0}),
     ("loss.label_smoothing", {"loss.label_smoothing": 0.1, "loss.negatives": 64}),

@@ -9,7 +9,14 @@ import pytest
 import reference
 from model_cases import normal, quick_jit
 
-from t2diff_jax.losses import diffusion_loss, first_occurrence, full_softmax, sampled_softmax, weighted_mean
+from t2diff_jax.losses import (
+    diffusion_loss,
+    first_occurrence,
+    full_softmax,
+    mean_full_softmax,
+    sampled_softmax,
+    weighted_mean,
+)
 
 N, ROWS = 6, 9  # items 1..6, rows 7 and 8 only fill the table
 VALID = jnp.asarray((np.arange(ROWS) > 0) & (np.arange(ROWS) <= N))
@@ -66,6 +73,37 @@ def test_full_softmax_accumulates_in_float32():
     low = full(users=USERS.astype(jnp.bfloat16), table=TABLE.astype(jnp.bfloat16))
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, full(), atol=0.1)
+
+
+WEIGHTS = jnp.array([0.5, 0.0, 2.0, 1.0])
+
+
+@functools.partial(quick_jit, static_argnames=("smoothing", "chunk"))
+def mean_and_gradient(users, table, targets, weights, smoothing, chunk):
+    def mean(users, table):
+        args = users, table, targets, VALID, weights
+        return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
+
+    return jax.value_and_grad(mean, argnums=(0, 1))(users, table)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, 4, 64])
+def test_the_mean_is_that_of_the_single_losses_however_it_is_cut(chunk, smoothing):
+    mean, gradient = mean_and_gradient(USERS, TABLE, TARGETS, WEIGHTS, smoothing, chunk)
+    np.testing.assert_allclose(mean, np.average(full(smoothing=smoothing), weights=WEIGHTS), rtol=1e-6)
+    expected = jax.grad(lambda u, t: WEIGHTS @ uncompiled(u, t, smoothing=smoothing) / WEIGHTS.sum(), argnums=(0, 1))
+    for g, e in zip(gradient, expected(USERS, TABLE), strict=True):
+        np.testing.assert_allclose(g, e, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_targets_of_weight_0_have_no_influence_on_the_mean(chunk):
+    expected = mean_and_gradient(USERS, TABLE, TARGETS, WEIGHTS, 0.0, chunk)
+    garbage = mean_and_gradient(USERS.at[1].set(jnp.inf), TABLE, TARGETS.at[1].set(0), WEIGHTS, 0.0, chunk)
+    assert garbage[0] == expected[0]
+    nothing, gradient = mean_and_gradient(USERS, TABLE, TARGETS, 0 * WEIGHTS, 0.0, chunk)
+    assert nothing == 0 and not any(np.any(g) for g in gradient)
 
 
 def sampled_uncompiled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):

@@ -25,7 +25,7 @@ MODELS = {
     "t2diff": {"model__name": "t2diff"},
     "t2diff, shared negatives": {"model__name": "t2diff", "loss__negatives": 24},
     "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary"},
-    "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6},
+    "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6, "loss__chunk": 20},
     "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24},
 }
 CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]

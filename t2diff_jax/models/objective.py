@@ -18,11 +18,11 @@ class StepItems(NamedTuple):
 
     Attributes:
       lookup: ids [...] -> e(i) [..., D].
-      cross_entropy: (user vectors [B, P, U], target ids [B, P], history [B, L]) -> loss per target [B, P].
+      cross_entropy: (user vectors [B, P, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss.
     """
 
     lookup: Callable[[jax.Array], jax.Array]
-    cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
@@ -52,9 +52,9 @@ def step_items(
         table = apply("item_table", catalogue)
         scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
-        def full(users: jax.Array, targets: jax.Array, _history: jax.Array) -> jax.Array:
-            flat = users.reshape(-1, users.shape[-1]), scored, targets.reshape(-1), valid
-            return losses.full_softmax(*flat, label_smoothing=loss.label_smoothing).reshape(targets.shape)
+        def full(users: jax.Array, targets: jax.Array, weights: jax.Array, _history: jax.Array) -> jax.Array:
+            flat = users.reshape(-1, users.shape[-1]), scored, targets.reshape(-1), valid, weights.reshape(-1)
+            return losses.mean_full_softmax(*flat, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
 
         return StepItems(lambda ids: table[ids], full)
 
@@ -63,12 +63,12 @@ def step_items(
 
     negative_ids = jax.random.randint(key, (loss.negatives,), 1, catalogue.n_items + 1)
 
-    def sampled(users: jax.Array, targets: jax.Array, history: jax.Array) -> jax.Array:
+    def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
         own_ids = history if loss.window_negatives else None
         positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))
         own = None if own_ids is None else apply("score_vectors", embed(own_ids), own_ids)
         drawn = targets, negative_ids, catalogue.n_items
-        return losses.sampled_softmax(users, positives, negatives, *drawn, own, own_ids)
+        return losses.weighted_mean(losses.sampled_softmax(users, positives, negatives, *drawn, own, own_ids), weights)
 
     return StepItems(embed, sampled)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from t2diff_jax.config import LossConfig, ModelConfig
-from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.objective import item_embedding, next_items, step_items
 from t2diff_jax.nn.attention import TransformerEncoder
 from t2diff_jax.nn.embeddings import UserFeatures
@@ -103,6 +102,5 @@ class SASRec:
         x = items.lookup(history)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key_dropout})
         targets, weights = next_items(batch)
-        per_position = items.cross_entropy(users, targets, history)
-        loss = weighted_mean(per_position, weights)
+        loss = items.cross_entropy(users, targets, weights, history)
         return loss, ({"loss_tower": loss}, variables["stats"])

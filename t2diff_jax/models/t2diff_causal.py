@@ -221,8 +221,7 @@ class T2DiffCausal:
             variables, "user", x, states, slots, batch, last=False, deterministic=False, rngs={"dropout": key_user}
         )
         targets, weights = next_items(batch)
-        per_position = items.cross_entropy(users, targets, history)
-        loss_tower = weighted_mean(per_position, weights)
+        loss_tower = items.cross_entropy(users, targets, weights, history)
         metrics = {"loss_tower": loss_tower}
         if slots is not None:
             metrics |= {"loss_diffusion": loss_kl, "drift_scale": drift_scale(stats)}
