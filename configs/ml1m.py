@@ -2,8 +2,8 @@
 
 python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/ml1m
 
-30 minutes on one CPU core. Test, seed 0 (commit 5ddde07): Recall@2 .100, Recall@20 .409, MRR@2 .078, MRR@20 .121. The paper
-prints .077, .277, .061, .087. With --config.model.slot=empty: .099, .414, .078, .124.
+30 minutes on one CPU core. Test, seed 0 (commit 5ddde07): Recall@2 .100, Recall@20 .409, MRR@2 .078, MRR@20 .121.
+The paper prints .077, .277, .061, .087. With --config.model.slot=empty: .099, .414, .078, .124.
 """
 
 from configs import every_position
