@@ -11,6 +11,7 @@ requested shape. The manifest therefore holds shape, dtype and digest of every a
 
 import contextlib
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -382,7 +383,7 @@ def _silence_other_reads() -> None:
         return
 
     def report(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
             before(unraisable)
 
     sys.unraisablehook = report

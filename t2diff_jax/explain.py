@@ -1,6 +1,7 @@
 """How a command ends when something is wrong that its user can put right: one message, no traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
     try:
         yield
     except _EXPLAINED as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(on_interrupt)
