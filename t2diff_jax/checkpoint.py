@@ -138,8 +138,8 @@ class Checkpointer:
         if manifest["log_digest"] != self._log_digest:
             raise CheckpointError(f"{self._where(step)} is of {_other_log(manifest['log_digest'], self._log_digest)}")
         self._check_forms(step, manifest["forms"], _forms(abstract_state))
-        _silence_other_reads()
-        with _explained(f"{self._where(step)} cannot be read", f"If its files are damaged, {_REMEDY}"):
+        unreadable = _explained(f"{self._where(step)} cannot be read", f"If its files are damaged, {_REMEDY}")
+        with unreadable, _only_the_first_failure_is_told():
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             state = self._manager.restore(step, args=items)["state"]
             forms, digests = _forms(state), _digests(state)
@@ -370,23 +370,27 @@ def _other_log(old: str, new: str) -> str:
     return f"another interaction log (digest {old} there, {new} now): use the data of that run, or another --workdir"
 
 
-def _silence_other_reads() -> None:
-    """Keeps what Python would print of the reads under way beside one that fails. Calling it again changes nothing.
+@contextlib.contextmanager
+def _only_the_first_failure_is_told() -> Iterator[None]:
+    """Keeps quiet, if what it encloses fails, what Python prints of the reads that were under way beside it.
 
     A restore reads all arrays at once and raises for the first that it cannot read. The others end at any later time,
-    with tracebacks of their own: tasks that nobody awaits, callbacks into an event loop that is closed.
+    with tracebacks of their own: tasks that nobody awaits, callbacks into an event loop that is closed. So the silence
+    lasts after a failure; after a success everything is as before.
     """
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    logging.getLogger("asyncio").addFilter(_is_awaited)
-    before = sys.unraisablehook
-    if getattr(before, "__module__", None) == __name__:
-        return
+    log, hook, filters = logging.getLogger("asyncio"), sys.unraisablehook, warnings.filters[:]
 
     def report(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
-            before(unraisable)
+            hook(unraisable)
 
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    log.addFilter(_is_awaited)
     sys.unraisablehook = report
+    yield
+    warnings.filters[:] = filters
+    log.removeFilter(_is_awaited)
+    sys.unraisablehook = hook
 
 
 def _is_awaited(record: logging.LogRecord) -> bool:

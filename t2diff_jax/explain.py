@@ -19,8 +19,9 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
         yield
     except _EXPLAINED as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
+        if isinstance(error, CheckpointError):
+            # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(on_interrupt)

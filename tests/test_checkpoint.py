@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import logging
 import os
 import pathlib
 import random
@@ -9,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import typing
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -259,6 +261,15 @@ for _ in range(3):
             print(error)
     gc.collect()
 """
+
+
+def test_a_restore_that_succeeds_silences_nothing(tmp_path):
+    hook, filters = sys.unraisablehook, warnings.filters[:]
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {})
+        checkpointer.restore(1, _abstract(_state(1)))
+    assert sys.unraisablehook is hook and warnings.filters == filters
+    assert checkpoint._is_awaited not in logging.getLogger("asyncio").filters
 
 
 def test_of_many_unreadable_arrays_only_the_first_is_told(tmp_path):
