@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from t2diff_jax.checkpoint import CheckpointError
@@ -15,6 +17,7 @@ _EXPLAINED = (ConfigError, DataError, CheckpointError, FloatingPointError, Impor
 @contextlib.contextmanager
 def explained(*, on_interrupt: str) -> Iterator[None]:
     """Exits with the message of an error that is meant for the user, or with `on_interrupt` after Ctrl-C."""
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
     except _EXPLAINED as error:
@@ -25,3 +28,15 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(on_interrupt)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C that fell into a callback whose exceptions the interpreter ignores (JAX has one at every garbage
+    collection) would be lost: the signal is sent again, a moment later, outside of it."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(ignored)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()

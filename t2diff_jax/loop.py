@@ -1,4 +1,4 @@
-"""The training loop. Its order is fixed: resume; then evaluate, save, next batch, step, log."""
+"""The training loop. Its order is fixed: resume; then obey Ctrl-C, evaluate, save, next batch, step, log."""
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from t2diff_jax.checkpoint import Checkpointer, open_workdir
 from t2diff_jax.data.batches import prefetch
 from t2diff_jax.evaluate import summarise
 from t2diff_jax.experiment import Experiment
+from t2diff_jax.interrupt import InterruptRequest
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.writer import MetricsWriter, progress_line, say
 
@@ -29,13 +30,17 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> None:
 
     Raises:
       DivergenceError: checkpoints saved before stay as they are.
+      KeyboardInterrupt: after Ctrl-C, between two steps.
     """
     config, digest = experiment.config, experiment.log.digest()
     open_workdir(workdir, config, digest)
-    with Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer:
+    with (
+        InterruptRequest() as interrupt,
+        Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer,
+    ):
         state, start = resume(experiment, checkpointer)
         with MetricsWriter(workdir, resume_step=start if start else -1) as writer:
-            _run(experiment, checkpointer, writer, state, start)
+            _run(experiment, checkpointer, writer, interrupt, state, start)
 
 
 def resume(experiment: Experiment, checkpointer: Checkpointer) -> tuple[TrainState, int]:
@@ -48,7 +53,12 @@ def resume(experiment: Experiment, checkpointer: Checkpointer) -> tuple[TrainSta
 
 
 def _run(
-    experiment: Experiment, checkpointer: Checkpointer, writer: MetricsWriter, state: TrainState, start: int
+    experiment: Experiment,
+    checkpointer: Checkpointer,
+    writer: MetricsWriter,
+    interrupt: InterruptRequest,
+    state: TrainState,
+    start: int,
 ) -> None:
     config = experiment.config.train
     step_fn, validate = experiment.compile_step(), _Validation(experiment)
@@ -56,6 +66,7 @@ def _run(
     pending, meter = None, _Meter(config.batch_size, start, config.steps)
     saved = checkpointer.latest_step()
     for step in range(start, config.steps + 1):
+        interrupt.check()
         last = step == config.steps
         evaluates = last or (step > 0 and step % config.eval_every == 0)
         if (evaluates or (step > 0 and step % config.checkpoint_every == 0)) and step != saved:

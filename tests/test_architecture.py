@@ -15,7 +15,7 @@ PARTS = [
     {"losses", "metrics"},
     {"models"},
     {"retrieval", "optim", "train_state", "train_step"},
-    {"checkpoint", "evaluate", "writer"},
+    {"checkpoint", "evaluate", "writer", "interrupt"},
     {"experiment"},
     {"loop", "final", "explain"},
     {"train", "eval"},
