@@ -32,7 +32,7 @@ def stop_when(ready, workdir, *flags, how=signal.SIGKILL):
         while process.poll() is None and not ready():
             time.sleep(0.001)
         process.send_signal(how)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
     return process.returncode, said
 
 
