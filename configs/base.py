@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
             activation_hidden=64,  # hidden width of the activation unit of the target attention
             user_tower="ffn",  # t2diff: ffn | concat: what makes e_u of [h_l, h_s]
             item_tower="identity",  # identity | dense: what makes the scored item vector of e(i)
-            slot="diffusion",  # diffusion | empty: what fills the place of the next item in the session
+            slot="diffusion",  # what takes the next item's place: diffusion | empty | regressor (t2diff_causal)
             dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
@@ -95,6 +95,8 @@ def get_config() -> ConfigDict:
             rate=4.5,  # b
             filters=(32, 32, 64, 64),  # U-Net filters, one entry per level
             step_dim=32,  # width of the step embedding
+            head_hidden=128,  # t2diff_causal: width of the network that denoises one position
+            head_blocks=2,  # t2diff_causal: its residual blocks
             weight=1.0,  # lambda, weight of the diffusion loss
             slot_training="sampled",  # sampled: as at inference | denoised: from the noised true drift (the paper)
             sampler="ddim",  # ddim | ddpm

@@ -105,7 +105,7 @@ class ModelConfig:
     activation_hidden: int
     user_tower: typing.Literal["ffn", "concat"]
     item_tower: typing.Literal["identity", "dense"]
-    slot: typing.Literal["diffusion", "empty"]
+    slot: typing.Literal["diffusion", "regressor", "empty"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
 
@@ -118,6 +118,8 @@ class DiffusionConfig:
     rate: float
     filters: tuple[int, ...]
     step_dim: int
+    head_hidden: int
+    head_blocks: int
     weight: float
     slot_training: typing.Literal["sampled", "denoised"]
     sampler: typing.Literal["ddim", "ddpm"]

@@ -97,6 +97,13 @@ def diffusion_rules(c: "Config") -> Rules:
         ),
         (d.samples >= 1, "diffusion.samples", "must be at least 1"),
         (len(d.filters) >= 1 and min(d.filters) >= 1, "diffusion.filters", "needs levels of at least one channel"),
+        (d.head_hidden >= 1, "diffusion.head_hidden", "must be at least 1"),
+        (d.head_blocks >= 0, "diffusion.head_blocks", "must not be negative"),
+        (
+            c.model.slot != "regressor" or (c.model.name == "t2diff_causal" and d.sampler_steps == d.samples == 1),
+            "model.slot",
+            "regressor is for t2diff_causal, with one call and one sample: it has no noise",
+        ),
         (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
         (
             d.scale > 0 and d.scale * math.exp(min(d.rate, 99)) < 1,

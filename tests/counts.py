@@ -43,5 +43,5 @@ def block(d: int, hidden: int) -> int:
 
 
 def level(inputs: int, outputs: int, *, step: int = 32) -> int:
-    """Of the U-Net: convolution, embedding of the diffusion step, norm."""
-    return conv(inputs, outputs) + dense(step, outputs) + norm(outputs)
+    """Of the U-Net: convolution, embedding of the diffusion step (0: none), norm."""
+    return conv(inputs, outputs) + (dense(step, outputs) if step else 0) + norm(outputs)

@@ -103,15 +103,30 @@ def causal_conv3(kernel, x, dilation=1):
     return np.stack([sum(padded[i + j * dilation] @ kernel[j] for j in range(3)) for i in range(len(x))])
 
 
+def step_embedding(r, width):
+    angles = [r * 10_000 ** (-i / max(width // 2 - 1, 1)) for i in range(width // 2)]
+    return np.concatenate([np.sin(angles), np.cos(angles)])
+
+
+def denoiser(p, z, r, condition):
+    """The network that denoises one position: vectors z and condition, one r."""
+    blocks = sum(name.startswith("block_") for name in p)
+    step = swish(dense(p["step_in"], step_embedding(r, p["step_in"]["kernel"].shape[0])))
+    shift = dense(p["condition"], condition) + dense(p["step"], step)
+    x = dense(p["drift"], z)
+    for i in range(blocks):
+        x = x + dense(p[f"block_{i}"], swish(layer_norm(p[f"norm_{i}"], x) + shift))
+    return dense(p["out"], swish(layer_norm(p["norm"], x) + shift))
+
+
 def unet(p, z, condition, r, causal=False):
     """The U-Net on one window without padding, its first convolution over [z ; X]; the length fits the pooling."""
     levels = sum(name.startswith("up_") for name in p)
-    half = p["step_mlp"]["kernel"].shape[0] // 2
-    angles = [r * 10_000 ** (-i / max(half - 1, 1)) for i in range(half)]
-    step = swish(dense(p["step_mlp"], np.concatenate([np.sin(angles), np.cos(angles)])))
+    told = "step_mlp" in p  # which diffusion step it is
+    step = swish(dense(p["step_mlp"], step_embedding(r, p["step_mlp"]["kernel"].shape[0]))) if told else None
 
     def level(q, x, i):
-        x = convolve(q["conv"]["kernel"], x, i) + q["conv"]["bias"] + dense(q["step"], step)
+        x = convolve(q["conv"]["kernel"], x, i) + q["conv"]["bias"] + (dense(q["step"], step) if told else 0)
         return swish(layer_norm(q["norm"], x))
 
     def convolve(kernel, x, i=0):
@@ -124,7 +139,7 @@ def unet(p, z, condition, r, causal=False):
 
     kernel = np.concatenate([p["drift"]["kernel"], p["condition"]["kernel"]], axis=1)
     x = convolve(kernel, np.concatenate([z, condition], axis=1))
-    x = x + p["condition"]["bias"] + dense(p["first_step"], step)
+    x = x + p["condition"]["bias"] + (dense(p["first_step"], step) if told else 0)
     skips = [swish(layer_norm(p["first_norm"], x))]
     for i in range(levels):
         skips.append(level(p[f"down_{i}"], coarser(skips[-1], i), i + 1))

@@ -58,7 +58,7 @@ def draw():
     """(x, target, Noised) of many windows, from statistics of 0.5 at weight 0.5."""
     x, target = jnp.asarray(3 * normal(1, B, L, D)), jnp.asarray(3 * normal(2, B, D))
     batch = {"history": jnp.ones((B, L), jnp.int32), "weight": jnp.ones(B)}
-    return x, target, quick_jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key))(KEY)
+    return x, target, quick_jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key, r_shape=(B,)))(KEY)
 
 
 def test_the_drift_is_diffused_in_units_of_its_new_scale(draw):

@@ -74,8 +74,9 @@ def every_position(**changes):
 
         x, slots = apply("embed", batch["history"], CATALOGUE), None
         states = apply("encode", x, batch["history"], deterministic=True)
-        if retriever.model.slot == "diffusion":
-            slots = retriever.generate(variables, x, states, batch["history"] > 0, lambda r: noise[r])
+        if retriever.model.slot != "empty":
+            condition = retriever._condition(variables, x, states, batch["history"] > 0)
+            slots = retriever.generate(variables, x, condition, lambda r: noise[r])
         return apply("user", x, states, slots, batch, last=False, deterministic=True)
 
     return quick_jit(run)
@@ -88,7 +89,7 @@ def last_position(**changes):
 
     def run(variables, batch, noise):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(t2diff_causal, "noise_per_user", lambda keys, intent, shape: lambda r: noise[r])
+            patch.setattr(t2diff_causal, "noise_per_user", lambda keys, intent, shape: lambda r: noise[r][:, -1:])
             return retriever.encode_user(variables, CATALOGUE, batch, KEY)[0][:, 0]
 
     return quick_jit(run)
@@ -205,11 +206,12 @@ def test_stop_gradients_are_exact(training):
     np.testing.assert_allclose(losses[2], losses[0] + 10 * losses[1], rtol=1e-6)
     parts = {name.split(".")[0] for name in total}
     assert parts == {
-        "items", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out", "denoiser"
+        "items", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out",
+        "drift_encoder", "denoiser",
     }  # fmt: skip
     for name in total:
         assert np.isfinite(total[name]).all(), name
-        mine, other = (diffusion, tower) if name.startswith("denoiser.") else (tower, diffusion)
+        mine, other = (diffusion, tower) if name.startswith(("drift_encoder.", "denoiser.")) else (tower, diffusion)
         assert not np.any(other[name]), name
         # A constant added to all keys is invisible to the softmax: the key's bias is learned by nobody.
         assert np.any(np.abs(mine[name]) > 1e-6) != name.endswith("key.bias"), name
@@ -222,7 +224,7 @@ def test_without_the_slot_everything_but_a_denoiser_learns():
     changes = {**EMPTY, "model__item_tower": "dense"}
     _, variables = model(**changes)
     losses, (tower, _, _), stats = part_gradients(**changes)(variables["params"], STATS, BATCH)
-    assert losses[1] == 0 and not {"denoiser", "slot_in"} & set(variables["params"])
+    assert losses[1] == 0 and not {"drift_encoder", "denoiser", "slot_in"} & set(variables["params"])
     assert stats == STATS
     # Nor does the softmax over the catalogue see a constant added to all item vectors.
     invisible = ("key.bias", "item_tower.norm.bias")
@@ -288,7 +290,8 @@ def test_padded_vectors_reach_no_slot_and_no_user():
     def run(x):
         args, options = {"params": variables["params"]}, {"deterministic": True}
         states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
-        slots = retriever.generate(variables, x, states, jnp.asarray(VALID), lambda r: jnp.asarray(NOISE)[r])
+        condition = retriever._condition(variables, x, states, jnp.asarray(VALID))
+        slots = retriever.generate(variables, x, condition, lambda r: jnp.asarray(NOISE)[r])
         users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
         return states, slots, users
 
@@ -315,8 +318,8 @@ def test_the_slot_is_the_behaviour_plus_its_drift():
     zero["out"]["bias"] = jnp.ones(8)
     variables = put(variables, ("params", "denoiser"), lambda _: zero)
     x = jnp.asarray(normal(1, *VALID.shape, 8))
-    slots = quick_jit(lambda x: retriever.generate(variables, x, x, jnp.asarray(VALID), lambda r: 0 * x))(x)
-    np.testing.assert_allclose(slots[VALID], x[VALID] + np.sqrt(0.6 / 0.5), rtol=1e-5, atol=1e-5)
+    slots = quick_jit(lambda x: retriever.generate(variables, x, x, lambda r: 0 * x))(x)
+    np.testing.assert_allclose(slots, x + np.sqrt(0.6 / 0.5), rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only():
@@ -451,6 +454,17 @@ def test_several_intents():
         np.testing.assert_array_equal(np.any(several[:, a] != several[:, b], axis=-1), ROWS_WITH_BEHAVIOURS)
 
 
+def test_a_regressor_has_no_noise():
+    """The same network, told neither noise nor step: slot and loss are the same for every key."""
+    changes = {"model__slot": "regressor"}
+    retriever, variables = model(**changes)
+    assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, model()[1]["params"])
+    users = encoder(**changes)(variables, BATCH, KEY)
+    np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))
+    loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[1][0]["loss_diffusion"])
+    assert loss(KEY) == loss(jax.random.key(1)) > 0
+
+
 # Precision and sizes
 
 
@@ -489,12 +503,15 @@ def test_parameters_of_the_base_configuration():
     assert count(params["target_attention"]) == dense(4 * 64, 64) + dense(64, 1, bias=False) + 32 * 64  # 32 buckets
     assert count(params["user_hidden"]) == dense(64 + 64 + 2 * 8, 256)
     assert count(params["user_out"]) == dense(256, 64)
-    first = conv(64 + 64 + 64, 32) + dense(32, 32) + norm(32)  # over [z_r ; X ; states]
-    down = level(32, 32) + level(32, 64) + level(64, 64)
-    up = dense(64, 64) + level(64 + 64, 64) + dense(64, 32) + level(32 + 32, 32) + dense(32, 32) + level(32 + 32, 32)
-    assert count(params["denoiser"]) == dense(32, 32) + first + down + up + dense(32, 64)
+    first = conv(64 + 64 + 64, 32) + norm(32)  # over [known drifts ; X ; states]
+    down = level(32, 32, step=0) + level(32, 64, step=0) + level(64, 64, step=0)
+    up = dense(64, 64) + level(64 + 64, 64, step=0) + dense(64, 32) + level(32 + 32, 32, step=0)
+    up += dense(32, 32) + level(32 + 32, 32, step=0)
+    assert count(params["drift_encoder"]) == first + down + up + dense(32, 64)
+    inputs = dense(64, 128) + dense(64, 128) + dense(32, 128) + dense(128, 128)  # z_r, condition, step (two layers)
+    assert count(params["denoiser"]) == inputs + 2 * (norm(128) + dense(128, 128)) + norm(128) + dense(128, 64)
     rest = {"items", "users", "encoder", "slot_in", "session", "target_attention", "user_hidden", "user_out"}
-    assert set(params) == rest | {"denoiser"}  # the item tower is the identity
+    assert set(params) == rest | {"drift_encoder", "denoiser"}  # the item tower is the identity
     assert CATEGORIES and CONTENT and USER_FEATURES  # the other tests have them all
 
 

@@ -71,6 +71,17 @@ def test_against_numpy(params, r, causal):
 
 
 @both
+def test_without_a_step(causal):
+    net = NETS[causal].clone(step_dim=0)
+    parts = drawn(net.init, X, MASK, method="prepare"), drawn(net.init, Z, None, np.zeros((B, L, 4), np.float32), MASK)
+    p = {**parts[0], **parts[1]}
+    z, x, full = jnp.asarray(Z), jnp.asarray(X), jnp.ones((B, L), bool)
+    prepared = net.apply({"params": p}, x, full, method="prepare")
+    got = net.apply({"params": p}, z, None, prepared, full)
+    np.testing.assert_allclose(got[0], reference.unet(float64(p), float64(Z[0]), float64(X[0]), 1, causal), atol=1e-4)
+
+
+@both
 def test_padding_changes_nothing(params, causal):
     out = apply(causal, params, Z, X, R, MASK)
     hidden = ~MASK[..., None]

@@ -13,10 +13,10 @@ def drift(history: Float[Array, "B L D"], target: Float[Array, "B D"]) -> Float[
 
 
 def q_sample(
-    schedule: Schedule, z0: Float[Array, "B L D"], r: Int[Array, "#B"], noise: Float[Array, "B L D"]
+    schedule: Schedule, z0: Float[Array, "B L D"], r: Int[Array, "#B *P"], noise: Float[Array, "B L D"]
 ) -> Float[Array, "B L D"]:
-    """z_r = sqrt(abar_r) z_0 + sqrt(1 - abar_r) eps (3); r in 0..T, r = 0 returns z_0."""
-    abar = schedule.abar[r][:, None, None]
+    """z_r = sqrt(abar_r) z_0 + sqrt(1 - abar_r) eps (3); r in 0..T, of windows [B] or positions [B, L]; r = 0: z_0."""
+    abar = schedule.abar[r].reshape(*r.shape, *(1,) * (3 - r.ndim))
     return jnp.sqrt(abar) * z0 + jnp.sqrt(1 - abar) * noise
 
 

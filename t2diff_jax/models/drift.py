@@ -20,7 +20,7 @@ Stats = dict[str, jax.Array]
 
 
 class Noised(NamedTuple):
-    """One training draw of algorithm 1: z_0 at unit variance and z_r [B, L, D], r [B], and the updated statistics."""
+    """One training draw of algorithm 1: z_0 at unit variance and z_r [B, L, D], r, and the updated statistics."""
 
     z0: jax.Array
     z_r: jax.Array
@@ -42,13 +42,23 @@ def schedule_of(config: DiffusionConfig) -> Schedule:
 
 
 def noised_drift(
-    config: DiffusionConfig, stats: Stats, x: jax.Array, target: jax.Array, batch: Batch, key: jax.Array
+    config: DiffusionConfig,
+    stats: Stats,
+    x: jax.Array,
+    target: jax.Array,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    r_shape: tuple[int, ...],
 ) -> Noised:
-    """Draws r ~ U{1..T} and z_r for the true drift of behaviours x [B, L, D] and target [B, D]; updates the scale."""
+    """Draws r ~ U{1..T} and z_r for the true drift of behaviours x [B, L, D] and target [B, D]; updates the scale.
+
+    r_shape: [B], one r for a window, or [B, L], one for each position.
+    """
     key_r, key_noise = jax.random.split(key)
     z0 = drift(x, target)
     stats = update_drift_scale(stats, z0, batch["history"] > 0, batch["weight"], config.scale_decay)
-    r = jax.random.randint(key_r, (x.shape[0],), 1, config.steps + 1)
+    r = jax.random.randint(key_r, r_shape, 1, config.steps + 1)
     z0 = z0 / drift_scale(stats)
     return Noised(z0, q_sample(schedule_of(config), z0, r, jax.random.normal(key_noise, z0.shape)), r, stats)
 

@@ -186,7 +186,7 @@ class T2Diff:
         x, target = jax.lax.stop_gradient((x, target))
         mask = batch["history"] > 0
         key_draw, key_slot = jax.random.split(key)
-        draw = noised_drift(self.diffusion, variables["stats"], x, target, batch, key_draw)
+        draw = noised_drift(self.diffusion, variables["stats"], x, target, batch, key_draw, r_shape=mask.shape[:1])
         variables, scale = {**variables, "stats": draw.stats}, drift_scale(draw.stats)
         prepared = self._apply(variables, "prepare", x / scale, mask)
         estimate = self._apply(variables, "estimate", draw.z_r, draw.r, prepared, mask)

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def step_embedding(r: Int[Array, " B"], dim: int) -> Float[Array, "B dim"]:
+def step_embedding(r: Int[Array, "*B"], dim: int) -> Float[Array, "*B dim"]:
     """Sinusoidal embedding of the diffusion step, `dim` even: sines then cosines at wavelengths 2 pi .. 2 pi 10^4."""
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(dim // 2) / max(dim // 2 - 1, 1))
-    angles = r[:, None].astype(jnp.float32) * frequencies[None]
+    angles = r[..., None].astype(jnp.float32) * frequencies.reshape((1,) * r.ndim + (-1,))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Level(nn.Module):
-    """Convolution, step embedding, layer norm, swish."""
+    """Convolution, step embedding (None: without), layer norm, swish."""
 
     features: int
     padding: str
@@ -28,10 +28,11 @@ class Level(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"], step: Float[Array, "#B 1 E"]) -> Float[Array, "B L F"]:
+    def __call__(self, x: Float[Array, "B L C"], step: Float[Array, "#B 1 E"] | None) -> Float[Array, "B L F"]:
         args = dict(padding=self.padding, kernel_dilation=self.dilation, dtype=self.dtype)
         x = nn.Conv(self.features, (3,), name="conv", **args)(x)
-        x = x + nn.Dense(self.features, dtype=self.dtype, name="step")(step)
+        if step is not None:
+            x = x + nn.Dense(self.features, dtype=self.dtype, name="step")(step)
         return nn.swish(nn.LayerNorm(dtype=self.dtype, name="norm")(x))
 
 
@@ -62,7 +63,7 @@ class UNet(nn.Module):
     Attributes:
       filters: channels per level; every level sees twice as far as the one above it.
       features: D, width of the drift.
-      step_dim: width of the step embedding.
+      step_dim: width of the step embedding; 0 for a network that is told no diffusion step.
       causal: True lets no position see a later one, so that every position can be the last.
     """
 
@@ -74,10 +75,11 @@ class UNet(nn.Module):
 
     def setup(self) -> None:
         args, padding = dict(dtype=self.dtype), "CAUSAL" if self.causal else "SAME"
-        self.step_mlp = nn.Dense(self.step_dim, **args)
+        if self.step_dim:
+            self.step_mlp = nn.Dense(self.step_dim, **args)
+            self.first_step = nn.Dense(self.filters[0], **args)
         self.condition = nn.Conv(self.filters[0], (3,), padding=padding, **args)
         self.drift = nn.Conv(self.filters[0], (3,), padding=padding, use_bias=False, **args)
-        self.first_step = nn.Dense(self.filters[0], **args)
         self.first_norm = nn.LayerNorm(**args)
         dilations = [2**i if self.causal else 1 for i in range(len(self.filters))]
         self.down = [Level(f, padding, d, **args) for f, d in zip(self.filters[1:], dilations[1:], strict=True)]
@@ -92,14 +94,16 @@ class UNet(nn.Module):
     def __call__(
         self,
         z: Float[Array, "B L D"],
-        r: Int[Array, "#B"],
+        r: Int[Array, "#B"] | None,
         prepared: Float[Array, "B P F"],
         mask: Bool[Array, "B L"],
     ) -> Float[Array, "B L D"]:
         """Estimate of z_0, float32; zero at masked positions."""
-        step = nn.swish(self.step_mlp(step_embedding(r, self.step_dim)))[:, None]
-        masks = [self._cells(mask)]
-        x = self.drift(self._cells(z * mask[..., None])) + prepared + self.first_step(step)
+        step, masks = None, [self._cells(mask)]
+        x = self.drift(self._cells(z * mask[..., None])) + prepared
+        if self.step_dim:
+            step = nn.swish(self.step_mlp(step_embedding(r, self.step_dim)))[:, None]
+            x = x + self.first_step(step)
         skips = [nn.swish(self.first_norm(x))]
         for i, level in enumerate(self.down):
             x, pooled = trailing_pool(skips[-1], masks[-1], 2**i) if self.causal else pool(skips[-1], masks[-1])
