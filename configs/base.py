@@ -82,7 +82,9 @@ def get_config() -> ConfigDict:
             activation_hidden=64,  # hidden width of the activation unit of the target attention
             user_tower="ffn",  # t2diff: ffn | concat: what makes e_u of [h_l, h_s]
             item_tower="identity",  # identity | dense: what makes the scored item vector of e(i)
-            slot="diffusion",  # what takes the next item's place: diffusion | empty | regressor (t2diff_causal)
+            # What takes the next item's place: diffusion | empty; to compare, with t2diff_causal also regressor | vae |
+            # gan | diffurec | oracle (the next item itself, at the test as well: a bound, not a retriever)
+            slot="diffusion",
             dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
@@ -97,6 +99,7 @@ def get_config() -> ConfigDict:
             step_dim=32,  # width of the step embedding
             head_hidden=128,  # t2diff_causal: width of the network that denoises one position
             head_blocks=2,  # t2diff_causal: its residual blocks
+            target="drift",  # what is generated: drift (from the last behaviour to the next) | item (the next itself)
             weight=1.0,  # lambda, weight of the diffusion loss
             slot_training="sampled",  # sampled: as at inference | denoised: from the noised true drift (the paper)
             sampler="ddim",  # ddim | ddpm
@@ -104,6 +107,8 @@ def get_config() -> ConfigDict:
             clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process
             samples=1,  # M, intents drawn per user, each one user vector
             scale_decay=0.99,  # decay of the running drift scale
+            kl_weight=1.0,  # slot vae: weight of the divergence beside the square error
+            mixing=0.001,  # slot diffurec: mean and deviation of the weight with which a noised item is mixed in
         )
     )
     config.loss = ConfigDict(

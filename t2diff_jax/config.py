@@ -105,7 +105,7 @@ class ModelConfig:
     activation_hidden: int
     user_tower: typing.Literal["ffn", "concat"]
     item_tower: typing.Literal["identity", "dense"]
-    slot: typing.Literal["diffusion", "regressor", "empty"]
+    slot: typing.Literal["diffusion", "empty", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
 
@@ -120,6 +120,7 @@ class DiffusionConfig:
     step_dim: int
     head_hidden: int
     head_blocks: int
+    target: typing.Literal["drift", "item"]
     weight: float
     slot_training: typing.Literal["sampled", "denoised"]
     sampler: typing.Literal["ddim", "ddpm"]
@@ -127,6 +128,8 @@ class DiffusionConfig:
     clamp_known: bool
     samples: int
     scale_decay: float
+    kl_weight: float
+    mixing: float
 
 
 @dataclasses.dataclass(frozen=True)

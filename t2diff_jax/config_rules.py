@@ -100,10 +100,21 @@ def diffusion_rules(c: "Config") -> Rules:
         (d.head_hidden >= 1, "diffusion.head_hidden", "must be at least 1"),
         (d.head_blocks >= 0, "diffusion.head_blocks", "must not be negative"),
         (
-            c.model.slot != "regressor" or (c.model.name == "t2diff_causal" and d.sampler_steps == d.samples == 1),
+            c.model.slot in ("diffusion", "empty") or c.model.name == "t2diff_causal",
             "model.slot",
-            "regressor is for t2diff_causal, with one call and one sample: it has no noise",
+            "must be diffusion or empty but for t2diff_causal",
         ),
+        (
+            c.model.slot not in ("regressor", "vae", "gan", "oracle") or d.sampler_steps == 1,
+            "diffusion.sampler_steps",
+            "must be 1 where model.slot is no diffusion",
+        ),
+        (
+            c.model.slot not in ("regressor", "oracle") or d.samples == 1,
+            "diffusion.samples",
+            "must be 1 where nothing is drawn: model.slot is regressor or oracle",
+        ),
+        (min(d.kl_weight, d.mixing) >= 0, "diffusion", "kl_weight and mixing must not be negative"),
         (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
         (
             d.scale > 0 and d.scale * math.exp(min(d.rate, 99)) < 1,

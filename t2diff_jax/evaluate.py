@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,9 +15,10 @@ from t2diff_jax.data.batches import Windows, evaluation_batches
 from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import mean_and_spread, ranking_metrics, recall_by_popularity
+from t2diff_jax.models.drift import cosine
 from t2diff_jax.retrieval import BlockedTable, Users, block_table, ranks, top_k
 from t2diff_jax.sharding import batch_sharding, process_rows, put_batch, replicated, row_sharding
-from t2diff_jax.types import Batch, Catalogue, Encoder, Variables
+from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,23 @@ class Evaluator:
         scores, ids = (np.concatenate(column) for column in zip(*jax.device_get(parts), strict=True))
         return scores[: len(targets)], ids[: len(targets)]
 
+    def slot_quality(self, variables: Variables, targets: Targets) -> dict[str, np.ndarray] | None:
+        """What a `Generative` model generates against what came next, per target [n], under the first noise key.
+
+        `cosine` and `square_error` (per dimension) of the first intent, the same `_of_last` of the last behaviour, and
+        the target's `rank` among all e(i) with the generated item as the query. None where nothing is generated.
+        """
+        if not isinstance(self.retriever, Generative):
+            return None
+        key, parts = self._keys(1)[0], []
+        for batch in self._batches(targets):
+            part = self._compare(variables, self.catalogue, batch, key)
+            if part is None:
+                return None
+            parts.append(part)
+        columns = {name: [part[name] for part in jax.device_get(parts)] for name in parts[0]}
+        return {name: np.concatenate(column)[: len(targets)] for name, column in columns.items()}
+
     def _keys(self, n: int) -> list[jax.Array]:
         stream = rng.stream(self.seed, "evaluation")
         return [rng.at_step(stream, i) for i in range(n)]
@@ -85,6 +104,27 @@ class Evaluator:
         return jax.jit(rank, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
+    def _compare(self):
+        def compare(variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array):
+            generated = self.retriever.generate_items(variables, catalogue, batch, key)
+            if generated is None:
+                return None
+            e = self.retriever.item_embeddings(variables, catalogue)
+            target, last, first = e[batch["target"]], e[batch["history"][:, -1]], generated[:, 0]
+            users = Users(first[:, None], jnp.ones((len(first), 1), bool), batch.get("seen"))
+            table = block_table(e, catalogue.n_items, self.config.block)
+            return {
+                "cosine": cosine(first, target),
+                "cosine_of_last": cosine(last, target),
+                "square_error": jnp.square(first - target).mean(axis=-1),
+                "square_error_of_last": jnp.square(last - target).mean(axis=-1),
+                "rank": ranks(users, table, batch["target"], target, merge="max"),
+            }
+
+        placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None)
+        return jax.jit(compare, in_shardings=placed, out_shardings=replicated(self.mesh))
+
+    @functools.cached_property
     def _recommend(self):
         def recommend(variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array, k: int):
             return top_k(self._encode(variables, catalogue, batch, key), table, k, merge=self.config.merge)
@@ -100,6 +140,19 @@ def summarise(ranks_by_key: np.ndarray, targets: Targets, ks: tuple[int, ...]) -
     """(mean, spread over noise keys) of each metric, over the targets that have a history."""
     warm = targets.positions > 0
     return mean_and_spread([ranking_metrics(row[warm], ks) for row in ranks_by_key])
+
+
+def summarise_slot(quality: dict[str, np.ndarray], targets: Targets, ks: tuple[int, ...]) -> dict[str, Any]:
+    """Means over the targets with a history; errors as root mean squares, the rank as ranking metrics."""
+    warm = targets.positions > 0
+    means = {name: float(np.mean(values[warm], dtype=np.float64)) for name, values in quality.items()}
+    return {
+        "cosine": means["cosine"],
+        "cosine_of_last": means["cosine_of_last"],
+        "rms_error": means["square_error"] ** 0.5,
+        "rms_error_of_last": means["square_error_of_last"] ** 0.5,
+        "as_query": ranking_metrics(quality["rank"][warm], ks),
+    }
 
 
 def coverage(recommended: np.ndarray, n_items: int, ks: tuple[int, ...]) -> dict[str, float]:
@@ -129,6 +182,8 @@ def report(
             ranks_by_key[0][warm], popularity[target_items[warm]], 20, 10
         ),
     }
+    if (quality := evaluator.slot_quality(variables, targets)) is not None:
+        result["slot"] = summarise_slot(quality, targets, ks)
     if not warm.all():
         cold = mean_and_spread([ranking_metrics(row[~warm], ks) for row in ranks_by_key])
         result["metrics_without_history"] = {k: {"mean": m, "spread": s} for k, (m, s) in cold.items()}

@@ -41,11 +41,11 @@ def evaluate_checkpoint(experiment: Experiment, workdir: pathlib.Path, step: int
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
         np.savez_compressed(workdir / "test_ranks.npz", **arrays)
         write_json(workdir / "eval.json", result)
-    say(_describe(result, rows))
+    say(_describe(result, rows, config.eval.select))
     return result
 
 
-def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, float | None]]]) -> str:
+def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, float | None]]], metric: str) -> str:
     seen = "excluded" if result["seen_items_excluded"] else "not excluded"
     head = (
         f"\ntest, {result['protocol']}, checkpoint of step {result['step']}: {result['targets']:,} targets of "
@@ -53,8 +53,17 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
         f"{result['noise_keys']} noise key(s)"
     )
     cold = result["targets_without_history"]
+    slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
     tail = f"\n{cold:,} further targets have no history; see metrics_without_history in eval.json" if cold else ""
-    return f"{head}\n\n{metrics_table(rows)}{tail}"
+    return f"{head}\n\n{metrics_table(rows)}{slot}{tail}"
+
+
+def _describe_slot(slot: dict[str, Any], metric: str) -> str:
+    return (
+        f"generated item: cosine to the next one {slot['cosine']:.3f} (last behaviour {slot['cosine_of_last']:.3f}), "
+        f"root mean square error {slot['rms_error']:.3f} ({slot['rms_error_of_last']:.3f}), as the query {metric} "
+        f"{slot['as_query'][metric]:.4f}"
+    )
 
 
 def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> tuple[TrainState, int]:

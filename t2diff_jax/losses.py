@@ -138,8 +138,12 @@ def diffusion_loss(
     drift: Float[Array, "B L D"], estimate: Float[Array, "B L D"], mask: Bool[Array, "B L"]
 ) -> Float[Array, " B"]:
     """||z_0 - zhat_0||^2 (23), mean over valid positions and width, float32 [B]; 0 for a window without any."""
-    square = jnp.square(drift - estimate).mean(axis=-1)
-    return jnp.where(mask, square, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    return position_mean(jnp.square(drift - estimate).mean(axis=-1), mask)
+
+
+def position_mean(values: Float[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, " B"]:
+    """Mean over the valid positions of each window; 0 for a window without any."""
+    return jnp.where(mask, values, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
 
 def weighted_mean(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:

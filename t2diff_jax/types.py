@@ -102,3 +102,14 @@ class Retriever(Encoder, Protocol):
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: Array
     ) -> tuple[Array, tuple[dict[str, Array], Any]]:
         """Training loss (scalar) and (metrics by name, updated stats); `key` drives dropout, noise and negatives."""
+
+
+@runtime_checkable
+class Generative(Protocol):
+    """A model that generates the next item's representation, so that it can be compared with the item that came."""
+
+    def generate_items(self, variables: Variables, catalogue: Catalogue, batch: Batch, key: Array) -> Array | None:
+        """xhat float32 [B, M, D] of every request; None where the configuration generates nothing."""
+
+    def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> Array:
+        """e(i) float32 [R, D] of every row, the space of xhat."""

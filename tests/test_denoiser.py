@@ -7,7 +7,7 @@ import pytest
 import reference
 from model_cases import drawn, float64, normal, quick_jit
 
-from t2diff_jax.nn.denoiser import Denoiser
+from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
 
 B, P, D, C, T = 3, 4, 5, 6, 50
 NET = Denoiser(features=D, hidden=8, blocks=2, step_dim=4, dtype=jnp.dtype("float32"))
@@ -55,3 +55,43 @@ def test_bfloat16_gives_float32():
     assert low.dtype == jnp.float32
     full = np.asarray(run(Z, R, CONDITION))
     assert np.abs(low - full).max() < 0.05 * np.abs(full).max()
+
+
+# DiffuRec's, over the window
+
+MASK = np.array([[True] * 4, [False, True, True, True], [False] * 4])
+X = normal(3, B, P, D + 1)
+WINDOWED = dict(
+    features=D + 1, layers=1, heads=1, hidden=8, rotary=True, step_dim=4, mixing=0.5, dtype=jnp.dtype("float32")
+)
+WINDOW_ARGS = (normal(4, B, P, D + 1), R, X, MASK, normal(5, B, P, D + 1))
+WINDOW_PARAMS = drawn(WindowDenoiser(**WINDOWED).init, *WINDOW_ARGS, scale=0.2)
+
+
+def over_window(*args, **changes):
+    net = WindowDenoiser(**{**WINDOWED, **changes})
+    return np.asarray(quick_jit(net.apply)({"params": WINDOW_PARAMS}, *args))
+
+
+def test_a_window_is_read_from_the_left():
+    """Noised item, share and behaviour of a position reach it and what follows; padding reaches nothing."""
+    before = over_window(*WINDOW_ARGS)
+    for place in (0, 2, 4):
+        for column in range(P):
+            args = list(WINDOW_ARGS)
+            args[place] = args[place] + 3 * (np.arange(P) == column)[:, None].astype(np.float32)
+            changed = np.any(over_window(*args) != before, axis=-1)
+            np.testing.assert_array_equal(changed, MASK & MASK[:, [column]] & (np.arange(P) >= column))
+
+
+def test_without_mixing_the_noised_item_is_unknown():
+    z, r, x, mask, share = WINDOW_ARGS
+    before = over_window(*WINDOW_ARGS, mixing=0.0)
+    np.testing.assert_array_equal(before, over_window(z + 1, r + 5, x, mask, share + 1, mixing=0.0))
+
+
+def test_the_share_is_normal_around_its_mean():
+    """x_j + mixing (1 + share) (z + step): a share of -1 takes the noised item away."""
+    z, r, x, mask, share = WINDOW_ARGS
+    alone = over_window(z, r, x, mask, share, mixing=0.0)
+    np.testing.assert_allclose(over_window(z, r, x, mask, np.full_like(share, -1)), alone, atol=1e-6)

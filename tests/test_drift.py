@@ -7,8 +7,10 @@ import pytest
 from model_cases import STATS, normal, quick_jit, small_config
 
 from t2diff_jax.models.drift import (
+    clean,
     cosine,
     drift_scale,
+    generated_item,
     initial_stats,
     noise_per_user,
     noised_drift,
@@ -46,6 +48,19 @@ def test_drift_scale_by_hand():
     assert drift_scale(update_drift_scale(empty, 0 * z0, mask, weight, 0.9)) > 0
 
 
+# What is diffused
+
+
+@pytest.mark.parametrize("target", ["drift", "item"])
+def test_what_is_diffused_leads_to_the_next_item(target):
+    config = small_config(diffusion__target=target).diffusion
+    x, last = jnp.asarray(normal(1, 2, 3, 4)), jnp.asarray(normal(2, 2, 4))
+    following = np.concatenate([x[:, 1:], last[:, None]], axis=1)
+    z0 = clean(config, x, last)
+    np.testing.assert_allclose(z0, following - x if target == "drift" else following, atol=1e-6)
+    np.testing.assert_allclose(generated_item(config, x, z0), following, atol=1e-6)
+
+
 # A draw of training
 
 
@@ -58,7 +73,7 @@ def draw():
     """(x, target, Noised) of many windows, from statistics of 0.5 at weight 0.5."""
     x, target = jnp.asarray(3 * normal(1, B, L, D)), jnp.asarray(3 * normal(2, B, D))
     batch = {"history": jnp.ones((B, L), jnp.int32), "weight": jnp.ones(B)}
-    return x, target, quick_jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key, r_shape=(B,)))(KEY)
+    return x, target, quick_jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key))(KEY)
 
 
 def test_the_drift_is_diffused_in_units_of_its_new_scale(draw):

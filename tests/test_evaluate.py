@@ -17,7 +17,7 @@ from t2diff_jax.config import MeshConfig, from_mapping
 from t2diff_jax.data.batches import Windows
 from t2diff_jax.data.catalogue import make_catalogue
 from t2diff_jax.data.splits import Targets, temporal
-from t2diff_jax.evaluate import Evaluator, coverage, recommendations_text, report, summarise
+from t2diff_jax.evaluate import Evaluator, coverage, recommendations_text, report, summarise, summarise_slot
 from t2diff_jax.metrics import ranking_metrics
 from t2diff_jax.sharding import make_mesh, put_catalogue
 from t2diff_jax.writer import write_json
@@ -176,6 +176,52 @@ def test_report_where_every_target_has_a_history():
     ranks = evaluator.rank_targets(variables, targets, 1)
     result = report(evaluator, variables, targets, ranks, np.asarray(evaluator.catalogue.counts))
     assert result["targets_without_history"] == 0 and "metrics_without_history" not in result
+
+
+@dataclasses.dataclass(frozen=True)
+class Generating(Fixed):
+    """Its generated items are the first two user vectors."""
+
+    silent: bool = False
+
+    def generate_items(self, variables, catalogue, batch, key):
+        return None if self.silent else variables["users"][batch["user"]]
+
+    def item_embeddings(self, variables, catalogue):
+        return variables["items"]
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_slot_quality_against_a_loop(exclude_seen):
+    evaluator, variables, targets = setup(exclude_seen=exclude_seen, merge="max")
+    assert evaluator.slot_quality(variables, targets) is None
+    evaluator = dataclasses.replace(evaluator, retriever=Generating())
+    quality = evaluator.slot_quality(variables, targets)
+    log, items = evaluator.log, np.asarray(variables["items"])
+    first = np.asarray(variables["users"])[targets.users, 0]
+    starts = log.offsets[targets.users]
+    last_ids = np.where(targets.positions > 0, log.items[starts + np.maximum(targets.positions - 1, 0)], 0)
+    last, target = items[last_ids], items[target_items(log, targets)]
+
+    def cosine(a, b):
+        return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+    np.testing.assert_allclose(quality["cosine"], cosine(first, target), atol=1e-5)
+    np.testing.assert_allclose(quality["cosine_of_last"], cosine(last, target), atol=1e-5)
+    np.testing.assert_allclose(quality["square_error"], np.square(first - target).mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(quality["square_error_of_last"], np.square(last - target).mean(-1), rtol=1e-5)
+    seen = [log.items[s : s + p] for s, p in zip(starts, targets.positions, strict=True)] if exclude_seen else None
+    scores = reference.score_matrix(first[:, None], np.ones((len(first), 1), bool), items, 30, "max")
+    np.testing.assert_array_equal(quality["rank"], reference.ranks(scores, target_items(log, targets), seen))
+    result = summarise_slot(quality, targets, (1, 5))
+    warm = targets.positions > 0
+    assert result["as_query"] == ranking_metrics(quality["rank"][warm], (1, 5))
+    assert result["rms_error"] == pytest.approx(np.sqrt(quality["square_error"][warm].mean()), rel=1e-5)
+    assert result["cosine_of_last"] == pytest.approx(quality["cosine_of_last"][warm].mean(), rel=1e-4)
+    told = report(evaluator, variables, targets, quality["rank"][None], np.asarray(evaluator.catalogue.counts))
+    assert told["slot"] == result | {"as_query": told["slot"]["as_query"]} and json.loads(json.dumps(told)) == told
+    silent = dataclasses.replace(evaluator, retriever=Generating(silent=True))
+    assert silent.slot_quality(variables, targets) is None
 
 
 def test_recommendations_text():

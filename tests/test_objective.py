@@ -1,8 +1,13 @@
 """Targets at every position. The rest of the objective is tested through the models and the losses."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from model_cases import ITEMS, built, make_batch, make_catalogue, normal
 
-from t2diff_jax.models.objective import next_items
+from t2diff_jax.models.objective import next_items, step_items
 
 
 def test_next_items_by_hand():
@@ -15,3 +20,23 @@ def test_next_items_by_hand():
     targets, weights = next_items(batch)
     assert targets.tolist() == [[1, 2, 7], [1, 5, 8], [1, 1, 9], [4, 4, 1]]
     assert weights.tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_cross_entropy_against_the_embeddings(negatives):
+    """Of generated items: softmax over e(i), or over sampled e(i); the table learns nothing from it."""
+    retriever, variables = built(model__name="t2diff_causal", model__sketch_dim=4, loss__negatives=negatives)
+    catalogue, batch = make_catalogue(), make_batch()
+    targets, weights = next_items(batch)
+    vectors = jnp.asarray(normal(1, *targets.shape, 8))
+
+    def loss(params, vectors):
+        items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, jax.random.key(0))
+        return items.embedding_cross_entropy(vectors, targets, weights)
+
+    value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
+    assert not any(map(np.any, jax.tree.leaves(params))) and np.any(found)
+    if negatives == 0:
+        scores = np.asarray(vectors @ retriever.item_embeddings(variables, catalogue).T)[..., 1 : ITEMS + 1]
+        terms = [reference.cross_entropy(scores[b, p], targets[b, p] - 1) for b, p in np.argwhere(weights > 0)]
+        np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)

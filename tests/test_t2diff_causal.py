@@ -36,8 +36,9 @@ from model_cases import (
 
 from configs import base
 from t2diff_jax.models import build_retriever, t2diff_causal
+from t2diff_jax.models.generators import Context
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention
-from t2diff_jax.types import Retriever, Sizes
+from t2diff_jax.types import Generative, Retriever, Sizes
 
 CATALOGUE, BATCH, KEY = make_catalogue(), make_batch(), jax.random.key(0)
 VALID = np.asarray(BATCH["history"]) > 0
@@ -48,6 +49,7 @@ SKETCH = {"model__sketch_dim": 4}
 SEVERAL_CALLS = {"diffusion__sampler": "ddpm", "diffusion__sampler_steps": 5}
 # Noise of the reverse process for every r in 1..T + 2, T = 5.
 NOISE = normal(2, 8, *VALID.shape, 8)
+GENERATORS = ("diffusion", "regressor", "vae", "gan", "diffurec")
 POSITIONS = ("params", "encoder", "positions")
 
 
@@ -75,8 +77,8 @@ def every_position(**changes):
         x, slots = apply("embed", batch["history"], CATALOGUE), None
         states = apply("encode", x, batch["history"], deterministic=True)
         if retriever.model.slot != "empty":
-            condition = retriever._condition(variables, x, states, batch["history"] > 0)
-            slots = retriever.generate(variables, x, condition, lambda r: noise[r])
+            context = retriever.context(variables, x, states, batch["history"] > 0)
+            slots = retriever.generate(variables, context, lambda r: noise[r])
         return apply("user", x, states, slots, batch, last=False, deterministic=True)
 
     return quick_jit(run)
@@ -89,7 +91,9 @@ def last_position(**changes):
 
     def run(variables, batch, noise):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(t2diff_causal, "noise_per_user", lambda keys, intent, shape: lambda r: noise[r][:, -1:])
+            patch.setattr(
+                t2diff_causal, "noise_per_user", lambda keys, intent, shape: lambda r: noise[r][:, -shape[1] :]
+            )
             return retriever.encode_user(variables, CATALOGUE, batch, KEY)[0][:, 0]
 
     return quick_jit(run)
@@ -130,8 +134,19 @@ def cut_after(p, batch, variables, noise):
 
 @pytest.mark.parametrize(
     "changes",
-    [EMPTY, {**EMPTY, "model__session_gap": 3600}, SEVERAL_CALLS, ROTARY, {**EMPTY, **ROTARY}, {**ROTARY, **SKETCH}],
-    ids=["empty", "gap", "ddpm", "rotary", "rotary empty", "sketch"],
+    [
+        EMPTY,
+        {**EMPTY, "model__session_gap": 3600},
+        SEVERAL_CALLS,
+        ROTARY,
+        {**EMPTY, **ROTARY},
+        {**ROTARY, **SKETCH},
+        {"diffusion__target": "item"},
+        {"model__slot": "regressor"},
+        {"model__slot": "vae"},
+        {"model__slot": "gan"},
+    ],
+    ids=["empty", "gap", "ddpm", "rotary", "rotary empty", "sketch", "item", "regressor", "vae", "gan"],
 )
 def test_training_at_a_position_is_inference_at_that_position(changes):
     """The user vector that position p is trained with is `encode_user` of the window that ends there.
@@ -290,8 +305,8 @@ def test_padded_vectors_reach_no_slot_and_no_user():
     def run(x):
         args, options = {"params": variables["params"]}, {"deterministic": True}
         states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
-        condition = retriever._condition(variables, x, states, jnp.asarray(VALID))
-        slots = retriever.generate(variables, x, condition, lambda r: jnp.asarray(NOISE)[r])
+        context = retriever.context(variables, x, states, jnp.asarray(VALID))
+        slots = retriever.generate(variables, context, lambda r: jnp.asarray(NOISE)[r])
         users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
         return states, slots, users
 
@@ -318,8 +333,10 @@ def test_the_slot_is_the_behaviour_plus_its_drift():
     zero["out"]["bias"] = jnp.ones(8)
     variables = put(variables, ("params", "denoiser"), lambda _: zero)
     x = jnp.asarray(normal(1, *VALID.shape, 8))
-    slots = quick_jit(lambda x: retriever.generate(variables, x, x, lambda r: 0 * x))(x)
-    np.testing.assert_allclose(slots, x + np.sqrt(0.6 / 0.5), rtol=1e-5, atol=1e-5)
+    scale = np.sqrt(0.6 / 0.5)
+    context = Context(x / scale, jnp.asarray(VALID), x)
+    slots = quick_jit(lambda: retriever.generate(variables, context, lambda r: 0 * x))()
+    np.testing.assert_allclose(slots, x + scale, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only():
@@ -463,6 +480,76 @@ def test_a_regressor_has_no_noise():
     np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))
     loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[1][0]["loss_diffusion"])
     assert loss(KEY) == loss(jax.random.key(1)) > 0
+
+
+# Other generators in the slot
+
+
+@pytest.mark.parametrize("slot", GENERATORS[1:])
+def test_other_generators_learn_apart_from_the_tower(slot):
+    """Each parameter of the generator learns from its own loss and only from it, padding and filling teach nothing."""
+    _, variables = model(model__slot=slot)
+    losses, (tower, own, _), _ = part_gradients(model__slot=slot)(variables["params"], STATS, BATCH)
+    tower, own = named_leaves(tower), named_leaves(own)
+    parts = ("drift_encoder.", "denoiser.", "recogniser.", "critic.")
+    unused = ("denoiser.drift.kernel",) if slot == "regressor" else ()  # its z is 0
+    assert np.isfinite(losses).all() and losses[1] > 0
+    for name in own:
+        mine, other = (own, tower) if name.startswith(parts) else (tower, own)
+        assert np.isfinite(mine[name]).all() and not np.any(other[name]), name
+        assert np.any(np.abs(mine[name]) > 1e-6) != name.endswith(("key.bias", *unused)), name
+    filling, gradients, _ = part_gradients(model__slot=slot)(
+        variables["params"], STATS, {**BATCH, "weight": BATCH["weight"] * 0}
+    )
+    assert not np.any(filling) and not any(map(np.any, jax.tree.leaves(gradients)))
+
+
+def test_diffurec_draws_the_last_from_known_ones_before():
+    """Its draw for the last position needs all others; those enter as their noised truths, whatever the noise there."""
+    changes = {"model__slot": "diffurec", "diffusion__target": "item", "diffusion__mixing": 0.5}
+    retriever, variables = model(**changes)
+    x, mask = jnp.asarray(normal(1, *VALID.shape, 8)), jnp.asarray(VALID)
+
+    @quick_jit
+    def last(x, start):
+        # Stream T + 1 starts the process; it counts at the last position only.
+        noise = jnp.asarray(NOISE).at[6].set(start)
+        noise = jnp.concatenate([noise, jnp.asarray(normal(5, 8, *VALID.shape, 8))])
+        return retriever.generate(variables, Context(x, mask, None), lambda r: noise[r])[:, -1]
+
+    before = last(x, NOISE[6])
+    np.testing.assert_array_equal(before, last(x, np.where(np.arange(WINDOW)[:, None] < WINDOW - 1, 7.0, NOISE[6])))
+    assert np.all(np.any(before != last(x, NOISE[6] + 1), axis=-1)[VALID[:, -1]])
+    changed = np.any(before != last(x.at[:, -2].add(1.0), NOISE[6]), axis=-1)
+    np.testing.assert_array_equal(changed, VALID[:, -2])
+
+
+def test_an_oracle_reads_the_target():
+    changes = {"model__slot": "oracle"}
+    retriever, variables = model(**changes)
+    batch = {**BATCH, "target": 1 + BATCH["target"] % ITEMS}
+    users, other = (np.asarray(encoder(**changes)(variables, b, KEY)) for b in (BATCH, batch))
+    np.testing.assert_array_equal(np.any(users != other, axis=(1, 2)), ROWS_WITH_BEHAVIOURS)
+    assert retriever.generate_items(variables, CATALOGUE, BATCH, KEY) is None
+    losses, _, _ = part_gradients(**changes)(variables["params"], STATS, BATCH)
+    assert losses[1] == 0 < losses[0]
+
+
+@pytest.mark.parametrize("slot", GENERATORS)
+def test_generated_items_are_those_of_the_slot(slot):
+    """M of them a request, in the space of e(i); with them in the slot come the user vectors of `encode_user`."""
+    changes = {"model__slot": slot} if slot == "regressor" else {"model__slot": slot, "diffusion__samples": 2}
+    retriever, variables = model(**changes)
+    assert isinstance(retriever, Generative)
+    generated = retriever.generate_items(variables, CATALOGUE, BATCH, KEY)
+    assert generated.shape == (5, 1 if slot == "regressor" else 2, 8) and np.isfinite(generated).all()
+    net = functools.partial(retriever.net.apply, {"params": variables["params"]})
+    x = net(BATCH["history"], CATALOGUE, method="embed")
+    states = net(x, BATCH["history"], method="encode", deterministic=True)
+    args = dict(method="user", last=True, deterministic=True)
+    users = np.concatenate([net(x, states, generated[:, m, None], BATCH, **args) for m in range(generated.shape[1])], 1)
+    np.testing.assert_allclose(users, encoder(**changes)(variables, BATCH, KEY), atol=3e-5, rtol=1e-4)
+    assert model(**EMPTY)[0].generate_items(model(**EMPTY)[1], CATALOGUE, BATCH, KEY) is None
 
 
 # Precision and sizes

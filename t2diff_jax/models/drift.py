@@ -29,7 +29,7 @@ class Noised(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What the diffusion module gives one training step: the slots, its loss per example [B], updated statistics."""
+    """What the diffusion module gives one training step: the slots, its loss (scalar), updated statistics."""
 
     slots: jax.Array
     loss: jax.Array
@@ -41,6 +41,18 @@ def schedule_of(config: DiffusionConfig) -> Schedule:
     return make_schedule(config.schedule, steps=config.steps, scale=config.scale, rate=config.rate)
 
 
+def clean(config: DiffusionConfig, x: jax.Array, target: jax.Array) -> jax.Array:
+    """z_0 of every behaviour [B, L, D]: the drift to what came next, or what came next itself (`diffusion.target`)."""
+    if config.target == "drift":
+        return drift(x, target)
+    return jnp.concatenate([x[:, 1:], target[:, None]], axis=1)
+
+
+def generated_item(config: DiffusionConfig, x: jax.Array, z0: jax.Array) -> jax.Array:
+    """xhat: the item that an estimate of z_0 leads to from the behaviours x."""
+    return x + z0 if config.target == "drift" else z0
+
+
 def noised_drift(
     config: DiffusionConfig,
     stats: Stats,
@@ -48,17 +60,12 @@ def noised_drift(
     target: jax.Array,
     batch: Batch,
     key: jax.Array,
-    *,
-    r_shape: tuple[int, ...],
 ) -> Noised:
-    """Draws r ~ U{1..T} and z_r for the true drift of behaviours x [B, L, D] and target [B, D]; updates the scale.
-
-    r_shape: [B], one r for a window, or [B, L], one for each position.
-    """
+    """Draws r ~ U{1..T} and z_r for behaviours x [B, L, D] and their target [B, D]; updates the scale."""
     key_r, key_noise = jax.random.split(key)
-    z0 = drift(x, target)
+    z0 = clean(config, x, target)
     stats = update_drift_scale(stats, z0, batch["history"] > 0, batch["weight"], config.scale_decay)
-    r = jax.random.randint(key_r, r_shape, 1, config.steps + 1)
+    r = jax.random.randint(key_r, x.shape[:1], 1, config.steps + 1)
     z0 = z0 / drift_scale(stats)
     return Noised(z0, q_sample(schedule_of(config), z0, r, jax.random.normal(key_noise, z0.shape)), r, stats)
 

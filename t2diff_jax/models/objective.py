@@ -1,5 +1,6 @@
 """What every trained retriever shares: item vectors for one step, and cross-entropy against the catalogue."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ class StepItems(NamedTuple):
     Attributes:
       lookup: ids [...] -> e(i) [..., D].
       cross_entropy: (user vectors [B, P, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss.
+      embedding_cross_entropy: (vectors [B, P, D], target ids, weights) -> mean loss against e(i), which does not learn.
     """
 
     lookup: Callable[[jax.Array], jax.Array]
     cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    embedding_cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
@@ -52,11 +55,15 @@ def step_items(
         table = apply("item_table", catalogue)
         scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
-        def full(users: jax.Array, targets: jax.Array, weights: jax.Array, _history: jax.Array) -> jax.Array:
-            flat = users.reshape(-1, users.shape[-1]), scored, targets.reshape(-1), valid, weights.reshape(-1)
+        def against(rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+            flat = vectors.reshape(-1, vectors.shape[-1]), rows, targets.reshape(-1), valid, weights.reshape(-1)
             return losses.mean_full_softmax(*flat, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
 
-        return StepItems(lambda ids: table[ids], full)
+        return StepItems(
+            lambda ids: table[ids],
+            lambda users, targets, weights, _history: against(scored, users, targets, weights),
+            functools.partial(against, jax.lax.stop_gradient(table)),
+        )
 
     def embed(ids: jax.Array) -> jax.Array:
         return apply("embed", ids, catalogue)
@@ -70,7 +77,12 @@ def step_items(
         drawn = targets, negative_ids, catalogue.n_items
         return losses.weighted_mean(losses.sampled_softmax(users, positives, negatives, *drawn, own, own_ids), weights)
 
-    return StepItems(embed, sampled)
+    def embedding_sampled(vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        positives, negatives = jax.lax.stop_gradient((embed(targets), embed(negative_ids)))
+        drawn = targets, negative_ids, catalogue.n_items
+        return losses.weighted_mean(losses.sampled_softmax(vectors, positives, negatives, *drawn, None, None), weights)
+
+    return StepItems(embed, sampled, embedding_sampled)
 
 
 def next_items(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
-from t2diff_jax.diffusion.process import drift
 from t2diff_jax.diffusion.samplers import Known, Noise
 from t2diff_jax.losses import diffusion_loss, weighted_mean
 from t2diff_jax.models.drift import (
     Generated,
+    clean,
     cosine,
     drift_scale,
+    generated_item,
     initial_stats,
     noise_per_user,
     noised_drift,
@@ -130,14 +131,21 @@ class T2Diff:
         if self.model.slot == "empty":
             users = self._apply(variables, "user", x, None, batch, deterministic=True)[:, None]
             return users, jnp.ones(users.shape[:2], bool)
-        keys = rng.per_user(key, batch["user"], batch["position"])
-
-        def one_intent(m: jax.Array) -> jax.Array:
-            slot = self.generate(variables, x, batch["history"] > 0, noise_per_user(keys, m, x.shape))
-            return self._apply(variables, "user", x, slot, batch, deterministic=True)
-
-        users = jax.vmap(one_intent, out_axes=1)(jnp.arange(self.diffusion.samples))
+        slots = self._intents(variables, x, batch, key)
+        users = jax.vmap(lambda s: self._apply(variables, "user", x, s, batch, deterministic=True), 1, 1)(slots)
         return users, jnp.ones(users.shape[:2], bool)
+
+    def generate_items(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> jax.Array | None:
+        """The generated next items xhat_{n+1} of every request, [B, M, D]; None where nothing is generated."""
+        if self.model.slot == "empty":
+            return None
+        return self._intents(variables, self._apply(variables, "embed", batch["history"], catalogue), batch, key)
+
+    def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
+        """e(i) of every row, [R, D]: the space in which items are generated."""
+        return self._apply(variables, "item_table", catalogue)
 
     def generate(self, variables: Variables, x: jax.Array, mask: jax.Array, noise: Noise) -> jax.Array:
         """xhat_{n+1} = x_n + zhat_0[n] by the reverse process from pure noise (algorithm 2), [B, D].
@@ -152,11 +160,19 @@ class T2Diff:
 
         known = None
         if self.diffusion.clamp_known:
-            # Every drift but the last is known from the behaviours themselves.
+            # What came next is known of every behaviour but the last.
             inner = mask & (jnp.arange(mask.shape[1])[None] < mask.shape[1] - 1)
-            known = Known(inner[..., None], drift(x, x[:, -1]) / scale)
+            known = Known(inner[..., None], clean(self.diffusion, x, x[:, -1]) / scale)
         z = reverse(self.diffusion, estimate, noise, known)
-        return x[:, -1] + scale * z[:, -1]
+        return generated_item(self.diffusion, x[:, -1], scale * z[:, -1])
+
+    def _intents(self, variables: Variables, x: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
+        keys = rng.per_user(key, batch["user"], batch["position"])
+
+        def one(m: jax.Array) -> jax.Array:
+            return self.generate(variables, x, batch["history"] > 0, noise_per_user(keys, m, x.shape))
+
+        return jax.vmap(one, out_axes=1)(jnp.arange(self.diffusion.samples))
 
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
@@ -168,9 +184,7 @@ class T2Diff:
         slot, stats, weight = None, variables["stats"], batch["weight"]
         loss_kl = jnp.zeros(())
         if self.model.slot == "diffusion":
-            generated = self.diffuse(variables, x, target, batch, key_diffusion)
-            slot, stats = generated.slots, generated.stats
-            loss_kl = weighted_mean(generated.loss, weight)
+            slot, loss_kl, stats = self.diffuse(variables, x, target, batch, key_diffusion)
         users = self._apply(variables, "user", x, slot, batch, deterministic=False, rngs={"dropout": key_dropout})
         # A row that only fills the batch has the padding as target; any item in its place keeps it finite.
         targets = jnp.maximum(batch["target"], 1)[:, None]
@@ -186,15 +200,16 @@ class T2Diff:
         x, target = jax.lax.stop_gradient((x, target))
         mask = batch["history"] > 0
         key_draw, key_slot = jax.random.split(key)
-        draw = noised_drift(self.diffusion, variables["stats"], x, target, batch, key_draw, r_shape=mask.shape[:1])
+        draw = noised_drift(self.diffusion, variables["stats"], x, target, batch, key_draw)
         variables, scale = {**variables, "stats": draw.stats}, drift_scale(draw.stats)
         prepared = self._apply(variables, "prepare", x / scale, mask)
         estimate = self._apply(variables, "estimate", draw.z_r, draw.r, prepared, mask)
         if self.diffusion.slot_training == "denoised":
-            slot = x[:, -1] + scale * estimate[:, -1]
+            slot = generated_item(self.diffusion, x[:, -1], scale * estimate[:, -1])
         else:
             slot = self.generate(jax.lax.stop_gradient(variables), x, mask, training_noise(key_slot, x.shape))
-        return Generated(jax.lax.stop_gradient(slot), diffusion_loss(draw.z0, estimate, mask), draw.stats)
+        loss = weighted_mean(diffusion_loss(draw.z0, estimate, mask), batch["weight"])
+        return Generated(jax.lax.stop_gradient(slot), loss, draw.stats)
 
     def _apply(self, variables: Variables, method: str, *args: Any, **kwargs: Any) -> jax.Array:
         return self.net.apply({"params": variables["params"]}, *args, method=method, **kwargs)

@@ -11,6 +11,7 @@ network denoises the next drift of each position from its output. Nothing depend
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,20 +21,22 @@ import jax.numpy as jnp
 from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
 from t2diff_jax.diffusion.samplers import Noise
-from t2diff_jax.losses import diffusion_loss, weighted_mean
+from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.drift import (
     Generated,
+    clean,
     cosine,
     drift_scale,
+    generated_item,
     initial_stats,
     noise_per_user,
-    noised_drift,
-    reverse,
     training_noise,
+    update_drift_scale,
 )
-from t2diff_jax.models.objective import item_embedding, next_items, step_items
+from t2diff_jax.models.generators import Apply, Context, Generator, Truth, make_generator
+from t2diff_jax.models.objective import StepItems, item_embedding, next_items, step_items
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention, TransformerEncoder, lag_bucket
-from t2diff_jax.nn.denoiser import Denoiser
+from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
 from t2diff_jax.nn.embeddings import UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.nn.towers import ItemTower
@@ -62,10 +65,21 @@ class T2DiffCausalNet(nn.Module):
         if self.sizes.user_features:
             self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
         if m.slot != "empty":
-            d = self.diffusion
             self.slot_in = nn.Dense(m.dim, dtype=dtype)
+        d = self.diffusion
+
+        def head(features: int) -> Denoiser:
+            return Denoiser(features, d.head_hidden, d.head_blocks, d.step_dim, dtype)
+
+        if m.slot in ("diffusion", "regressor", "vae", "gan"):
             self.drift_encoder = UNet(d.filters, m.dim, 0, True, dtype)
-            self.denoiser = Denoiser(m.dim, d.head_hidden, d.head_blocks, d.step_dim, dtype)
+            self.denoiser = head(m.dim)
+        if m.slot == "vae":
+            self.recogniser = head(2 * m.dim)
+        if m.slot == "gan":
+            self.critic = head(1)
+        if m.slot == "diffurec":
+            self.denoiser = WindowDenoiser(m.dim, m.layers, m.heads, m.hidden, rotary, d.step_dim, d.mixing, dtype)
 
     def item_table(self, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]."""
@@ -96,11 +110,21 @@ class T2DiffCausalNet(nn.Module):
         inputs = jnp.concatenate([x, states.astype(x.dtype)], axis=-1)
         return self.drift_encoder(known, None, self.drift_encoder.prepare(inputs, mask), mask)
 
-    def estimate(self, z: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
-        """zhat_0 of P positions, [B, P, D]; r [1 or B, 1 or P]. A regressor is told nothing but the condition."""
-        if self.model.slot == "regressor":
-            z, r = jnp.zeros_like(z), jnp.full_like(r, self.diffusion.steps)
+    def denoise(self, z: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
+        """zhat_0 of P positions, [B, P, D]; r [1 or B, 1 or P]."""
         return self.denoiser(z, r, condition)
+
+    def recognise(self, z0: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
+        """Slot vae: mean and log variance of the latent that stands for z_0, [B, P, 2 D]."""
+        return self.recogniser(z0, r, condition)
+
+    def judge(self, z0: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
+        """Slot gan: log odds that z_0 is the truth, [B, P, 1]."""
+        return self.critic(z0, r, condition)
+
+    def denoise_window(self, z: jax.Array, r: jax.Array, x: jax.Array, mask: jax.Array, share: jax.Array) -> jax.Array:
+        """Slot diffurec: see `nn.denoiser.WindowDenoiser`."""
+        return self.denoiser(z, r, x, mask, share)
 
     def user(
         self, x: jax.Array, states: jax.Array, slots: jax.Array | None, batch: Batch, *, last: bool, deterministic: bool
@@ -153,14 +177,31 @@ class T2DiffCausalNet(nn.Module):
         x, mask = self.embed(batch["history"], catalogue), batch["history"] > 0
         states, slots = self.encode(x, batch["history"], deterministic=True), None
         if self.model.slot != "empty":
-            slots = self.estimate(x, jnp.ones((1, 1), jnp.int32), self.condition(x, states, mask))
+            slots = self._touch_generator(x, states, mask)
         users = self.user(x, states, slots, batch, last=False, deterministic=True)
         return users * self.score_vectors(x, batch["history"])
+
+    def _touch_generator(self, x: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
+        r = jnp.ones((1, 1), jnp.int32)
+        if self.model.slot == "oracle":
+            return x
+        if self.model.slot == "diffurec":
+            return self.denoise_window(x, r, x, mask, x)
+        condition = self.condition(x, states, mask)
+        slots = self.denoise(x, r, condition)
+        if self.model.slot == "vae":
+            slots = slots + self.recognise(x, r, condition)[..., : x.shape[-1]]
+        if self.model.slot == "gan":
+            slots = slots + self.judge(x, r, condition)
+        return slots
 
 
 @dataclasses.dataclass(frozen=True)
 class T2DiffCausal:
-    """The retriever: see `types.Retriever`. With `model.slot = "empty"` it is mixed attention alone."""
+    """The retriever: see `types.Retriever`. With `model.slot = "empty"` it is mixed attention alone.
+
+    With `model.slot = "oracle"`, a bound and no retriever, `encode_user` reads the target.
+    """
 
     model: ModelConfig
     diffusion: DiffusionConfig
@@ -192,27 +233,54 @@ class T2DiffCausal:
         if self.model.slot == "empty":
             users = self._apply(variables, "user", x, states, None, batch, **args)
             return users, jnp.ones(users.shape[:2], bool)
-        keys = rng.per_user(key, batch["user"], batch["position"])
-        condition = self._condition(variables, x, states, history > 0)[:, -1:]
-        last = x[:, -1:]
+        if self.model.slot == "oracle":
+            slots = self._apply(variables, "embed", batch["target"], catalogue)[:, None]
+        else:
+            slots = self._intents(variables, x, states, batch, key)
 
-        def one_intent(m: jax.Array) -> jax.Array:
-            slots = self.generate(variables, last, condition, noise_per_user(keys, m, last.shape))
-            return self._apply(variables, "user", x, states, slots, batch, **args)[:, 0]
+        def one(slot: jax.Array) -> jax.Array:
+            return self._apply(variables, "user", x, states, slot[:, None], batch, **args)[:, 0]
 
-        users = jax.vmap(one_intent, out_axes=1)(jnp.arange(self.diffusion.samples))
+        users = jax.vmap(one, 1, 1)(slots)
         return users, jnp.ones(users.shape[:2], bool)
 
-    def generate(self, variables: Variables, x: jax.Array, condition: jax.Array, noise: Noise) -> jax.Array:
-        """xhat_{p+1} = x_p + zhat_0[p] of P positions by the reverse process from pure noise, [B, P, D].
+    def generate_items(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> jax.Array | None:
+        """The generated next items xhat_{n+1} of every request, [B, M, D]; None where nothing is generated."""
+        if self.model.slot in ("empty", "oracle"):
+            return None
+        x = self._apply(variables, "embed", batch["history"], catalogue)
+        states = self._apply(variables, "encode", x, batch["history"], deterministic=True)
+        return self._intents(variables, x, states, batch, key)
 
-        x: behaviours [B, P, D]; condition: see `T2DiffCausalNet.condition`, at the same positions.
-        """
+    def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
+        """e(i) of every row, [R, D]: the space in which items are generated."""
+        return self._apply(variables, "item_table", catalogue)
 
-        def estimate(z: jax.Array, r: jax.Array) -> jax.Array:
-            return self._apply(variables, "estimate", z, r[:, None], condition)
+    @property
+    def generator(self) -> Generator:
+        """What fills the slot."""
+        return make_generator(self.model.slot, self.diffusion)
 
-        return x + drift_scale(variables["stats"]) * reverse(self.diffusion, estimate, noise, None)
+    def generate(self, variables: Variables, context: Context, noise: Noise) -> jax.Array:
+        """xhat_{p+1} at the positions of the context, from noise alone, [B, P, D]."""
+        z0 = self.generator.draw(self._applier(variables), context, noise)
+        return drift_scale(variables["stats"]) * generated_item(self.diffusion, context.x, z0)
+
+    def _intents(
+        self, variables: Variables, x: jax.Array, states: jax.Array, batch: Batch, key: jax.Array
+    ) -> jax.Array:
+        """xhat_{n+1} after the last behaviour, [B, M, D]."""
+        keys = rng.per_user(key, batch["user"], batch["position"])
+        context = self.context(variables, x, states, batch["history"] > 0)
+        if not self.generator.whole_window:
+            context = jax.tree.map(lambda a: a[:, -1:], context)
+
+        def one(m: jax.Array) -> jax.Array:
+            return self.generate(variables, context, noise_per_user(keys, m, context.x.shape))[:, -1]
+
+        return jax.vmap(one, out_axes=1)(jnp.arange(self.diffusion.samples))
 
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
@@ -220,14 +288,13 @@ class T2DiffCausal:
         """L = L_TOWER + lambda L_KL (23-25), both over every valid position; the table learns from L_TOWER only."""
         key_items, key_diffusion, key_encoder, key_user = jax.random.split(key, 4)
         items = step_items(self.net, {"params": variables["params"]}, catalogue, self.loss_config, key_items)
-        history, weight = batch["history"], batch["weight"]
-        x, target = items.lookup(history), items.lookup(batch["target"])
+        history = batch["history"]
+        x = items.lookup(history)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
         slots, stats, loss_kl = None, variables["stats"], jnp.zeros(())
         if self.model.slot != "empty":
-            generated = self.diffuse(variables, x, states, target, batch, key_diffusion)
-            slots, stats = generated.slots, generated.stats
-            loss_kl = weighted_mean(generated.loss, weight)
+            generated = self.diffuse(variables, items, x, states, batch, key_diffusion)
+            slots, loss_kl, stats = generated
         users = self._apply(
             variables, "user", x, states, slots, batch, last=False, deterministic=False, rngs={"dropout": key_user}
         )
@@ -236,29 +303,46 @@ class T2DiffCausal:
         metrics = {"loss_tower": loss_tower}
         if slots is not None:
             metrics |= {"loss_diffusion": loss_kl, "drift_scale": drift_scale(stats)}
-            metrics |= {"slot_cosine": weighted_mean(cosine(slots[:, -1], target), weight)}
+            closeness = cosine(slots[:, -1], items.lookup(batch["target"]))
+            metrics |= {"slot_cosine": weighted_mean(closeness, batch["weight"])}
         return loss_tower + self.diffusion.weight * loss_kl, (metrics, stats)
 
     def diffuse(
-        self, variables: Variables, x: jax.Array, states: jax.Array, target: jax.Array, batch: Batch, key: jax.Array
+        self, variables: Variables, items: StepItems, x: jax.Array, states: jax.Array, batch: Batch, key: jax.Array
     ) -> Generated:
-        """One training step of the diffusion module (algorithm 1); everything that enters or leaves it is detached."""
-        x, states, target = jax.lax.stop_gradient((x, states, target))
-        mask = batch["history"] > 0
-        key_draw, key_slot = jax.random.split(key)
-        draw = noised_drift(self.diffusion, variables["stats"], x, target, batch, key_draw, r_shape=mask.shape)
-        variables = {**variables, "stats": draw.stats}
-        condition = self._condition(variables, x, states, mask)
-        estimate = self._apply(variables, "estimate", draw.z_r, draw.r, condition)
-        if self.diffusion.slot_training == "denoised":
-            slots = x + drift_scale(draw.stats) * estimate
-        else:
-            slots = self.generate(*jax.lax.stop_gradient((variables, x, condition)), training_noise(key_slot, x.shape))
-        return Generated(jax.lax.stop_gradient(slots), diffusion_loss(draw.z0, estimate, mask), draw.stats)
+        """One training step of the generator (algorithm 1); everything that enters or leaves it is detached."""
+        x, states, target = jax.lax.stop_gradient((x, states, items.lookup(batch["target"])))
+        key_learn, key_slot = jax.random.split(key)
+        z0, mask, weight = clean(self.diffusion, x, target), batch["history"] > 0, batch["weight"]
+        stats = update_drift_scale(variables["stats"], z0, mask, weight, self.diffusion.scale_decay)
+        if self.model.slot == "oracle":
+            return Generated(generated_item(self.diffusion, x, z0), jnp.zeros(()), stats)
+        variables, scale = {**variables, "stats": stats}, drift_scale(stats)
 
-    def _condition(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
+        def placed(z: jax.Array) -> jax.Array:
+            return scale * generated_item(self.diffusion, context.x, z)
+
+        def cross_entropy(z: jax.Array) -> jax.Array:
+            return items.embedding_cross_entropy(placed(z), *next_items(batch))
+
+        context, truth = self.context(variables, x, states, mask), Truth(z0 / scale, weight, cross_entropy)
+        apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
+        lesson = self.generator.learn(apply, frozen, truth, context, key_learn)
+        if self.diffusion.slot_training == "denoised":
+            slots = placed(lesson.estimate)
+        else:
+            slots = self.generate(*jax.lax.stop_gradient((variables, context)), training_noise(key_slot, x.shape))
+        return Generated(jax.lax.stop_gradient(slots), lesson.loss, stats)
+
+    def context(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> Context:
+        """What the generator knows of behaviours x [B, L, D] and states [B, L, D], all detached."""
         x, states = jax.lax.stop_gradient((x / drift_scale(variables["stats"]), states))
-        return self._apply(variables, "condition", x, states, mask)
+        if self.generator.whole_window:
+            return Context(x, mask, None)
+        return Context(x, mask, self._apply(variables, "condition", x, states, mask))
+
+    def _applier(self, variables: Variables) -> Apply:
+        return functools.partial(self._apply, variables)
 
     def _apply(self, variables: Variables, method: str, *args: Any, **kwargs: Any) -> jax.Array:
         return self.net.apply({"params": variables["params"]}, *args, method=method, **kwargs)

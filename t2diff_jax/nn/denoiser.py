@@ -1,9 +1,10 @@
-"""The estimator's last part where every position is denoised by itself: a small network of (z_r, r, condition)."""
+"""Estimators at every position: a small network of (z_r, r, condition) at each, and DiffuRec's over the window."""
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from t2diff_jax.nn.attention import TransformerEncoder
 from t2diff_jax.nn.unet import step_embedding
 
 
@@ -15,7 +16,7 @@ class Denoiser(nn.Module):
     Li et al. 2024, "Autoregressive image generation without vector quantization").
 
     Attributes:
-      features: D, width of the drift.
+      features: F, width of the output: D where z_0 is estimated.
       hidden, blocks: width and number of the residual blocks.
       step_dim: width of the step embedding.
     """
@@ -29,8 +30,8 @@ class Denoiser(nn.Module):
     @nn.compact
     def __call__(
         self, z: Float[Array, "B P D"], r: Int[Array, "#B #P"], condition: Float[Array, "B P C"]
-    ) -> Float[Array, "B P D"]:
-        """Estimate of z_0, float32."""
+    ) -> Float[Array, "B P F"]:
+        """Estimate of z_0, or what else is to be said of z, float32."""
 
         def dense(name: str) -> nn.Dense:
             return nn.Dense(self.hidden, dtype=self.dtype, name=name)
@@ -43,3 +44,37 @@ class Denoiser(nn.Module):
             x = x + dense(f"block_{i}")(nn.swish(h))
         x = nn.swish(nn.LayerNorm(dtype=self.dtype, name="norm")(x) + shift)
         return nn.Dense(self.features, dtype=jnp.float32, name="out")(x)
+
+
+class WindowDenoiser(nn.Module):
+    """DiffuRec's approximator (Li et al. 2023): a causal transformer over x_j + share_j (z_r[j] + step embedding).
+
+    Attributes:
+      features: D, width of an item.
+      mixing: mean and standard deviation of the share.
+    """
+
+    features: int
+    layers: int
+    heads: int
+    hidden: int
+    rotary: bool
+    step_dim: int
+    mixing: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "B L D"],
+        r: Int[Array, "#B #L"],
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        share: Float[Array, "B L D"],
+    ) -> Float[Array, "B L D"]:
+        """Estimate of z_0, float32; share: standard normal, of which the shares are made."""
+        step = nn.Dense(self.features, dtype=self.dtype, name="step")(step_embedding(r, self.step_dim))
+        mixed = (x + self.mixing * (1 + share) * (z + step)) * mask[..., None]
+        causal = jnp.tri(mask.shape[1], dtype=bool)[None] & mask[:, None, :]
+        encoder = TransformerEncoder(self.layers, self.heads, self.hidden, 0.0, self.rotary, self.dtype, name="encoder")
+        return nn.Dense(self.features, dtype=jnp.float32, name="out")(encoder(mixed, causal, deterministic=True))
