@@ -18,10 +18,11 @@ from t2diff_jax.explain import explained
 from t2diff_jax.writer import say
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config that the workdir was trained with; eval.* is free."
+    "config", None, "The config that the workdir was trained with; eval.* and diffusion.sampler* are free."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; eval.json is written there.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
+_NAME = flags.DEFINE_string("name", "eval", "The result is written to WORKDIR/NAME.json.")
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many test requests as well.", lower_bound=0)
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
 
@@ -43,12 +44,12 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     experiment = experiment_lib.build(config)
     say(experiment.summary())
-    final.evaluate_checkpoint(experiment, workdir, _STEP.value)
+    final.evaluate_checkpoint(experiment, workdir, _STEP.value, _NAME.value)
     if _AGAINST.value:
         say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks)}")
     if _SHOW.value:
         final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value)
-    say(f"\nwritten to {workdir / 'eval.json'}")
+    say(f"\nwritten to {workdir / _NAME.value}.json")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -14,7 +14,8 @@ from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final, loop
 from t2diff_jax.explain import explained
-from t2diff_jax.writer import say
+from t2diff_jax.provenance import provenance
+from t2diff_jax.writer import say, write_json
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override with --config.key=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and config; start again to resume.")
@@ -43,9 +44,11 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
     experiment = experiment_lib.build(config)
     say(experiment.summary())
     loop.train(experiment, workdir)
+    if jax.process_index() == 0:
+        write_json(workdir / "run.json", provenance(sys.argv))
     final.evaluate_checkpoint(experiment, workdir, None)
     say(f"\ncheckpoints  {workdir / 'checkpoints'}\nmetrics      {workdir / 'metrics.jsonl'}, {workdir / 'eval.json'}")
-    say(f"config       {workdir / 'config.json'}")
+    say(f"config       {workdir / 'config.json'}, {workdir / 'run.json'}")
 
 
 def parse(argv: list[str]) -> list[str]:

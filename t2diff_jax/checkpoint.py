@@ -36,7 +36,7 @@ _REMOVED = "removed"  # steps no longer kept are renamed into this folder before
 _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate another --step"
 _SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
-_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path")
+_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler", "diffusion.samples")
 
 
 class CheckpointError(RuntimeError):
@@ -291,7 +291,7 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
     """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
 
     Raises:
-      ConfigError: lists the fields that differ apart from train.*, eval.*, mesh.*, optim.* and data.path.
+      ConfigError: lists the fields that differ apart from train.*, eval.*, mesh.*, optim.*, data.path and the sampler.
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ from t2diff_jax.config import EvalConfig
 from t2diff_jax.data.batches import Windows, evaluation_batches
 from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
-from t2diff_jax.metrics import mean_and_spread, ranking_metrics, recall_by_popularity
+from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
 from t2diff_jax.retrieval import BlockedTable, Users, block_table, ranks, top_k
 from t2diff_jax.sharding import batch_sharding, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
+
+Curve = list[dict[str, float | int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,25 @@ class Evaluator:
         columns = {name: [part[name] for part in jax.device_get(parts)] for name in parts[0]}
         return {name: np.concatenate(column)[: len(targets)] for name, column in columns.items()}
 
+    def denoising_quality(self, variables: Variables, targets: Targets, steps: Sequence[int]) -> Curve:
+        """By r, what one call makes of the true next item noised to step r: mean cosine to it and RMS error.
+
+        Empty for a model that diffuses nothing.
+        """
+        if not isinstance(self.retriever, Generative):
+            return []
+        key, rows, warm = self._keys(1)[0], [], targets.positions > 0
+        for r in steps:
+            parts = [self._denoise(variables, self.catalogue, b, key, jnp.int32(r)) for b in self._batches(targets)]
+            if None in parts:
+                return []
+            cosines, squares = (
+                np.concatenate(p)[: len(targets)][warm] for p in zip(*jax.device_get(parts), strict=True)
+            )
+            means = (float(np.mean(a, dtype=np.float64)) for a in (cosines, squares))
+            rows.append({"r": int(r), "cosine": next(means), "rms_error": next(means) ** 0.5})
+        return rows
+
     def _keys(self, n: int) -> list[jax.Array]:
         stream = rng.stream(self.seed, "evaluation")
         return [rng.at_step(stream, i) for i in range(n)]
@@ -123,6 +145,18 @@ class Evaluator:
 
         placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None)
         return jax.jit(compare, in_shardings=placed, out_shardings=replicated(self.mesh))
+
+    @functools.cached_property
+    def _denoise(self):
+        def denoise(variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array, r: jax.Array):
+            items = self.retriever.denoise_items(variables, catalogue, batch, key, r)
+            if items is None:
+                return None
+            target = self.retriever.item_embeddings(variables, catalogue)[batch["target"]]
+            return cosine(items, target), jnp.square(items - target).mean(axis=-1)
+
+        placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None, None)
+        return jax.jit(denoise, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def _recommend(self):
@@ -178,9 +212,9 @@ def report(
         "catalogue": log.n_items,
         "seen_items_excluded": evaluator.config.exclude_seen,
         "coverage": coverage(recommended[warm], log.n_items, ks),
-        "recall@20_by_popularity_decile": recall_by_popularity(
-            ranks_by_key[0][warm], popularity[target_items[warm]], 20, 10
-        ),
+        "recall@20_by_popularity_decile": recall_by(popularity[target_items[warm]], ranks_by_key[0][warm], 20, 10),
+        "recall@20_by_history_decile": recall_by(targets.positions[warm], ranks_by_key[0][warm], 20, 10),
+        "history_length_of_decile": group_means(targets.positions[warm], 10),
     }
     if (quality := evaluator.slot_quality(variables, targets)) is not None:
         result["slot"] = summarise_slot(quality, targets, ks)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+from t2diff_jax.diffusion.samplers import sampling_steps
 from t2diff_jax.evaluate import recommendations_text, report, summarise
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
@@ -15,11 +16,16 @@ from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.writer import metrics_table, say, write_json
 
+_STEPS_SHOWN, _DENOISED_TARGETS = 8, 1000  # of the table of denoising quality by r
 
-def evaluate_checkpoint(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> dict[str, Any]:
+
+def evaluate_checkpoint(
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "eval"
+) -> dict[str, Any]:
     """Evaluates a checkpoint (the best by validation if `step` is None) on the test targets.
 
-    Prints the table, writes `eval.json` and `test_ranks.npz` (users, positions, targets, ranks [noise_keys, n]).
+    Prints the table, writes `{name}.json` and, if that is eval.json, `test_ranks.npz` (users, positions, targets, ranks
+    [noise_keys, n]).
     """
     config, log, targets = experiment.config, experiment.log, experiment.split.test
     state, step = restore(experiment, workdir, step)
@@ -28,6 +34,11 @@ def evaluate_checkpoint(experiment: Experiment, workdir: pathlib.Path, step: int
     ranks = evaluator.rank_targets(variables, targets, config.eval.noise_keys)
     result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": "test"}
     result |= report(evaluator, variables, targets, ranks, counts)
+    if "slot" in result:
+        diffusion = config.diffusion
+        steps = sampling_steps(diffusion.steps, min(diffusion.steps, _STEPS_SHOWN))[::-1].tolist()
+        by_r = evaluator.denoising_quality(variables, targets.first(_DENOISED_TARGETS), steps)
+        result["slot"] |= {"calls": diffusion.sampler_steps, "samples": diffusion.samples, "denoised_by_r": by_r}
     rows = {config.model.name: summarise(ranks, targets, config.eval.ks)}
     if config.eval.popularity:
         popular = experiment.popularity_evaluator()
@@ -39,8 +50,9 @@ def evaluate_checkpoint(experiment: Experiment, workdir: pathlib.Path, step: int
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
-        np.savez_compressed(workdir / "test_ranks.npz", **arrays)
-        write_json(workdir / "eval.json", result)
+        if name == "eval":
+            np.savez_compressed(workdir / "test_ranks.npz", **arrays)
+        write_json(workdir / f"{name}.json", result)
     say(_describe(result, rows, config.eval.select))
     return result
 

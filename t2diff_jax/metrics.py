@@ -34,10 +34,16 @@ def mean_and_spread(rows: list[dict[str, float]]) -> dict[str, tuple[float, floa
     }
 
 
-def recall_by_popularity(ranks: np.ndarray, popularity: np.ndarray, k: int, groups: int) -> list[float]:
-    """Recall@k by group of the target's popularity, the least popular first; groups hold equal numbers of targets."""
-    order = np.argsort(popularity, kind="stable")
-    return [float((ranks[part] <= k).mean()) if len(part) else float("nan") for part in np.array_split(order, groups)]
+def recall_by(values: np.ndarray, ranks: np.ndarray, k: int, groups: int) -> list[float]:
+    """Recall@k by group of a value of each target, the smallest first; groups hold equal numbers of targets."""
+    parts = np.array_split(np.argsort(values, kind="stable"), groups)
+    return [float((ranks[part] <= k).mean()) if len(part) else float("nan") for part in parts]
+
+
+def group_means(values: np.ndarray, groups: int) -> list[float]:
+    """Mean value of each group of `recall_by`."""
+    parts = np.array_split(np.sort(values, kind="stable"), groups)
+    return [float(part.mean()) if len(part) else float("nan") for part in parts]
 
 
 def bootstrap_difference(

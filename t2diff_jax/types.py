@@ -111,5 +111,10 @@ class Generative(Protocol):
     def generate_items(self, variables: Variables, catalogue: Catalogue, batch: Batch, key: Array) -> Array | None:
         """xhat float32 [B, M, D] of every request; None where the configuration generates nothing."""
 
+    def denoise_items(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: Array, r: Array
+    ) -> Array | None:
+        """xhat [B, D] by one call on the true next item noised to step r; None where nothing is diffused."""
+
     def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> Array:
         """e(i) float32 [R, D] of every row, the space of xhat."""

@@ -15,9 +15,9 @@ PARTS = [
     {"losses", "metrics"},
     {"models"},
     {"retrieval", "optim", "train_state", "train_step"},
-    {"checkpoint", "evaluate", "writer", "interrupt"},
+    {"checkpoint", "evaluate", "writer", "interrupt", "provenance"},
     {"experiment"},
-    {"loop", "final", "explain"},
+    {"loop", "final", "explain", "results"},
     {"train", "eval"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}
@@ -26,7 +26,7 @@ NARROWER = {"diffusion": {"diffusion"}, "nn": {"types", "config", "rng", "diffus
 # Outside packages that only these parts may import.
 OWNERS = {"flax": {"nn", "models"}, "orbax": {"checkpoint"}, "absl": {"train", "eval"}}
 # Heavy or optional packages: imported inside functions only, or in a module that is itself imported so.
-LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX"}
+LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX", "matplotlib"}
 LAZY_MODULES = {"t2diff_jax.data.sources.tfds_builder"}
 MESH_BUILDERS = {"jax.make_mesh", "jax.sharding.Mesh", "jax.sharding.AbstractMesh", "jax.interpreters.pxla.Mesh"}
 

@@ -1,5 +1,6 @@
 """The commands as a user meets them: logs in, metrics out, and one clear line where something is wrong."""
 
+import json
 import re
 import shutil
 
@@ -58,7 +59,7 @@ def test_training_says_what_it_does(quickstart):
     )
     assert re.search(r"^metric +t2diff +popularity$", output, re.MULTILINE)
     assert re.search(r"^ndcg@10 +0\.\d{4} ± 0\.\d{4} +0\.\d{4}$", output, re.MULTILINE)
-    for name in ("checkpoints", "metrics.jsonl", "eval.json", "config.json"):
+    for name in ("checkpoints", "metrics.jsonl", "eval.json", "config.json", "run.json"):
         assert str(workdir / name) in output and (workdir / name).exists()
 
 
@@ -112,6 +113,20 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     assert len(re.findall(r"^user \d+, after \d+ behaviours$", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^  next:  \w+ item \d+ \[\d+\]$", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^ +\d+\.  \w+ item \d+ \[\d+\]", output, re.MULTILINE)) == 20
+
+
+def test_another_sampler_is_an_evaluation_of_its_own(quickstart, copied):
+    """The sampler is free at evaluation; under another name the result of the training stays as it is."""
+    flags = ("--name=eval_calls_2", "--config.diffusion.sampler_steps=2", "--config.eval.popularity=False")
+    output = tiny.succeed("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
+    assert f"written to {copied / 'eval_calls_2.json'}" in output
+    assert re.search(r"^generated item: cosine to the next one -?0\.\d+ \(last behaviour", output, re.MULTILINE)
+    one, two = tiny.result(copied), json.loads((copied / "eval_calls_2.json").read_text())
+    assert one == tiny.result(quickstart[0])
+    assert (one["slot"]["calls"], two["slot"]["calls"]) == (1, 2) and one["slot"]["as_query"] != two["slot"]["as_query"]
+    by_r = one["slot"]["denoised_by_r"]
+    assert [row["r"] for row in by_r] == sorted(row["r"] for row in by_r) and by_r == two["slot"]["denoised_by_r"]
+    assert by_r[0]["rms_error"] < by_r[-1]["rms_error"]  # less noise, less error
 
 
 def test_a_run_is_compared_with_another(quickstart, copied, tmp_path):

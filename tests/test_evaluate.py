@@ -187,6 +187,9 @@ class Generating(Fixed):
     def generate_items(self, variables, catalogue, batch, key):
         return None if self.silent else variables["users"][batch["user"]]
 
+    def denoise_items(self, variables, catalogue, batch, key, r):
+        return None if self.silent else variables["items"][batch["target"]] * r
+
     def item_embeddings(self, variables, catalogue):
         return variables["items"]
 
@@ -222,6 +225,18 @@ def test_slot_quality_against_a_loop(exclude_seen):
     assert told["slot"] == result | {"as_query": told["slot"]["as_query"]} and json.loads(json.dumps(told)) == told
     silent = dataclasses.replace(evaluator, retriever=Generating(silent=True))
     assert silent.slot_quality(variables, targets) is None
+
+
+def test_denoising_quality_by_hand():
+    """A generator that returns r times the target."""
+    evaluator, variables, targets = setup(exclude_seen=False, merge="max")
+    assert evaluator.denoising_quality(variables, targets, [1]) == []
+    rows = dataclasses.replace(evaluator, retriever=Generating()).denoising_quality(variables, targets, [1, 3])
+    target = np.asarray(variables["items"])[target_items(evaluator.log, targets)][targets.positions > 0]
+    assert [row["r"] for row in rows] == [1, 3] and [row["cosine"] for row in rows] == pytest.approx([1, 1], abs=1e-5)
+    assert [row["rms_error"] for row in rows] == pytest.approx([0, 2 * np.sqrt(np.square(target).mean())], rel=1e-5)
+    silent = dataclasses.replace(evaluator, retriever=Generating(silent=True))
+    assert silent.denoising_quality(variables, targets, [1]) == []
 
 
 def test_recommendations_text():

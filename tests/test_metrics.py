@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_data as reference
 
-from t2diff_jax.metrics import bootstrap_difference, mean_and_spread, ranking_metrics, recall_by_popularity
+from t2diff_jax.metrics import bootstrap_difference, group_means, mean_and_spread, ranking_metrics, recall_by
 
 
 def test_table_by_hand():
@@ -65,21 +65,19 @@ def test_mean_and_spread():
     assert mean_and_spread(rows[:1]) == {"a": (1.0, 0.0), "b": (5.0, 0.0)}
 
 
-def test_recall_by_popularity_by_hand():
+def test_recall_by_group_by_hand():
     ranks, popularity = np.array([1, 30, 1, 30, 1, 1.0]), np.array([50, 2, 3, 1, 60, 70])
     # Least popular first: (1: miss, 2: miss), (3: hit, 50: hit), (60: hit, 70: hit).
-    assert recall_by_popularity(ranks, popularity, 20, 3) == [0.0, 1.0, 1.0]
-    assert recall_by_popularity(ranks, popularity, 20, 2) == [pytest.approx(1 / 3), 1.0]
+    assert recall_by(popularity, ranks, 20, 3) == [0.0, 1.0, 1.0]
+    assert recall_by(popularity, ranks, 20, 2) == [pytest.approx(1 / 3), 1.0]
 
 
-def test_recall_by_popularity_averages_to_the_recall():
+def test_recall_by_group_averages_to_the_recall():
     generator = np.random.default_rng(2)
     ranks, popularity = generator.integers(1, 100, 400).astype(float), generator.integers(0, 30, 400)
-    groups = recall_by_popularity(ranks, popularity, 20, 10)
+    groups = recall_by(popularity, ranks, 20, 10)
     assert np.mean(groups) == pytest.approx((ranks <= 20).mean())
-    assert [math.isnan(value) for value in recall_by_popularity(ranks[:2], popularity[:2], 20, 4)] == [False] * 2 + [
-        True
-    ] * 2
+    assert [math.isnan(value) for value in recall_by(popularity[:2], ranks[:2], 20, 4)] == [False] * 2 + [True] * 2
 
 
 def made_pair(users, per_user, effect, seed):
@@ -119,3 +117,8 @@ def test_bootstrap_is_determined_by_its_seed():
     a, b, users = made_pair(50, 2, 0.1, 0)
     assert bootstrap_difference(a, b, users, draws=50, seed=1) == bootstrap_difference(a, b, users, draws=50, seed=1)
     assert bootstrap_difference(a, a, users, draws=50, seed=1) == (0.0, 0.0, 0.0)
+
+
+def test_group_means_by_hand():
+    assert group_means(np.array([5, 1, 3, 9]), 2) == [2.0, 7.0]
+    assert [math.isnan(value) for value in group_means(np.array([5, 1]), 3)] == [False, False, True]

@@ -552,6 +552,19 @@ def test_generated_items_are_those_of_the_slot(slot):
     assert model(**EMPTY)[0].generate_items(model(**EMPTY)[1], CATALOGUE, BATCH, KEY) is None
 
 
+def test_denoising_ends_in_the_slot():
+    """At r = 1 the truth is all but given; one call of the sampler is the call at r = T on noise alone."""
+    retriever, variables = model()
+    seen = quick_jit(lambda batch, r: retriever.denoise_items(variables, CATALOGUE, batch, KEY, r))
+    other = {**BATCH, "target": 1 + BATCH["target"] % ITEMS}
+    for r in (1, 5):
+        assert np.any(seen(BATCH, jnp.int32(r)) != seen(other, jnp.int32(r)))
+    assert seen(BATCH, jnp.int32(1)).shape == (5, 8)
+    for slot in ("regressor", "empty", "vae"):
+        retriever, variables = model(model__slot=slot)
+        assert retriever.denoise_items(variables, CATALOGUE, BATCH, KEY, jnp.int32(1)) is None
+
+
 # Precision and sizes
 
 

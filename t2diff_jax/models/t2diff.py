@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
+from t2diff_jax.diffusion.process import q_sample
 from t2diff_jax.diffusion.samplers import Known, Noise
 from t2diff_jax.losses import diffusion_loss, weighted_mean
 from t2diff_jax.models.drift import (
@@ -24,6 +25,7 @@ from t2diff_jax.models.drift import (
     noise_per_user,
     noised_drift,
     reverse,
+    schedule_of,
     training_noise,
 )
 from t2diff_jax.models.objective import item_embedding, step_items
@@ -142,6 +144,20 @@ class T2Diff:
         if self.model.slot == "empty":
             return None
         return self._intents(variables, self._apply(variables, "embed", batch["history"], catalogue), batch, key)
+
+    def denoise_items(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array, r: jax.Array
+    ) -> jax.Array | None:
+        """xhat_{n+1} [B, D] by one call on the true drifts noised to step r; None where nothing is diffused."""
+        if self.model.slot != "diffusion":
+            return None
+        mask, scale = batch["history"] > 0, drift_scale(variables["stats"])
+        x, target = (self._apply(variables, "embed", batch[name], catalogue) for name in ("history", "target"))
+        z0, r = clean(self.diffusion, x, target) / scale, r.reshape(1)
+        z_r = q_sample(schedule_of(self.diffusion), z0, r, jax.random.normal(key, z0.shape))
+        prepared = self._apply(variables, "prepare", x / scale, mask)
+        estimate = self._apply(variables, "estimate", z_r, r, prepared, mask)
+        return generated_item(self.diffusion, x[:, -1], scale * estimate[:, -1])
 
     def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]: the space in which items are generated."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
+from t2diff_jax.diffusion.process import q_sample
 from t2diff_jax.diffusion.samplers import Noise
 from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.drift import (
@@ -30,6 +31,7 @@ from t2diff_jax.models.drift import (
     generated_item,
     initial_stats,
     noise_per_user,
+    schedule_of,
     training_noise,
     update_drift_scale,
 )
@@ -253,6 +255,21 @@ class T2DiffCausal:
         x = self._apply(variables, "embed", batch["history"], catalogue)
         states = self._apply(variables, "encode", x, batch["history"], deterministic=True)
         return self._intents(variables, x, states, batch, key)
+
+    def denoise_items(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array, r: jax.Array
+    ) -> jax.Array | None:
+        """xhat_{n+1} [B, D] by one call on the true drift noised to step r; None where nothing is diffused."""
+        if self.model.slot != "diffusion":
+            return None
+        history, scale = batch["history"], drift_scale(variables["stats"])
+        x, target = (self._apply(variables, "embed", batch[name], catalogue) for name in ("history", "target"))
+        states = self._apply(variables, "encode", x, history, deterministic=True)
+        context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0))
+        z0, r = clean(self.diffusion, x, target)[:, -1:] / scale, r.reshape(1, 1)
+        z_r = q_sample(schedule_of(self.diffusion), z0, r, jax.random.normal(key, z0.shape))
+        estimate = self._apply(variables, "denoise", z_r, r, context.condition)
+        return scale * generated_item(self.diffusion, context.x, estimate)[:, 0]
 
     def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]: the space in which items are generated."""

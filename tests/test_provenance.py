@@ -1,0 +1,39 @@
+"""Where a run comes from."""
+
+import subprocess
+
+import pytest
+
+from t2diff_jax import provenance as module
+from t2diff_jax.provenance import provenance
+
+
+def test_what_is_told():
+    told = provenance(["/somewhere/train.py", "--config", "configs/a b.py"])
+    assert told["command"] == "python train.py --config 'configs/a b.py'"
+    assert told["devices"] >= 1 and told["cores"] >= 1 and told["processes"] == 1 and told["device"]
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path):
+    def git(*args):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *args], check=True, capture_output=True, text=True).stdout
+
+    assert module._commit(tmp_path) is None
+    git("init", "-q")
+    assert module._commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "--short", "HEAD").strip()
+    (tmp_path / "untracked").write_text("")
+    assert module._commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert module._commit(tmp_path) == head + "+"
+
+
+def test_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        subprocess.run(["git"], check=True)
+    assert module._commit(tmp_path) is None

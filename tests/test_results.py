@@ -1,0 +1,159 @@
+"""The page of results, from run folders made up for the purpose."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from configs import base
+from t2diff_jax import results
+from t2diff_jax.results import ResultsError, mean_over_seeds, portable_command, read_run, rows_of
+
+
+def evaluation(ndcg, *, excluded=False, slot=None):
+    names = [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (2, 10, 20)]
+    result = {
+        "metrics": {name: {"mean": ndcg if name == "ndcg@10" else 0.5, "spread": 0.0} for name in names},
+        "popularity": {"metrics": {name: {"mean": 0.01, "spread": 0.0} for name in names}},
+        "seen_items_excluded": excluded,
+        "recall@20_by_popularity_decile": np.linspace(0.1, 0.5, 10).tolist(),
+        "recall@20_by_history_decile": np.linspace(0.4, 0.5, 10).tolist(),
+        "history_length_of_decile": np.arange(10.0, 110, 10).tolist(),
+    }
+    if slot:
+        calls, samples, cosine = slot
+        by_r = [{"r": r, "cosine": 0.9, "rms_error": 0.1 * r} for r in (1, 5)]
+        result["slot"] = {
+            "calls": calls, "samples": samples, "cosine": cosine, "cosine_of_last": 0.25, "rms_error": 0.5,
+            "rms_error_of_last": 2.0, "as_query": {"ndcg@10": 0.05}, "denoised_by_r": by_r,
+        }  # fmt: skip
+    return result
+
+
+def make_run(folder, evaluations, *, seed=0, ranks=None, **changes):
+    config = base.get_config().to_dict()
+    config["seed"] = seed
+    config["data"].update(source="movielens", path="/home/somebody/ml-1m")
+    config["model"].update(changes)
+    folder.mkdir(parents=True)
+    for name, value in {"eval": evaluations[0], **{f"eval_{i}": e for i, e in enumerate(evaluations[1:])}}.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "config.json").write_text(json.dumps({"log_digest": "", "config": config}))
+    command = f"python train.py --config configs/ml1m.py --config.data.path=/home/somebody/ml-1m --workdir {folder}"
+    origin = {"command": f"{command} --config.seed={seed}", "commit": "abc1234", "device": "cpu", "devices": 1}
+    (folder / "run.json").write_text(json.dumps({**origin, "cores": 2, "jax": "0.10.2"}))
+    lines = [{"step": step, "split": "train", "examples_per_s": 256.0, "loss": 1.0} for step in (60, 120)]
+    lines += [{"step": step, "split": "validation", "ndcg@10": step / 1000} for step in (60, 120)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if ranks is not None:
+        users = np.arange(len(ranks))
+        np.savez(folder / "test_ranks.npz", users=users, positions=users + 1, targets=users, ranks=np.array([ranks]))
+
+
+def tables(page):
+    """Section -> rows of cells, the head first."""
+    found = {}
+    for section in page.split("\n## ")[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        found[section.splitlines()[0]] = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Three rows: two seeds of a generator with two samplers, an empty slot with and without exclusion."""
+    folder = tmp_path_factory.mktemp("results")
+    generated = [
+        evaluation(0.3, slot=(1, 1, 0.4)),
+        evaluation(0.29, slot=(4, 1, 0.35)),
+        evaluation(0.31, slot=(1, 8, 0.4)),
+    ]
+    make_run(folder / "runs" / "diffusion_seed0", generated, ranks=[1.0, 1.0, 9.0, 1.0])
+    make_run(
+        folder / "runs" / "diffusion_seed1", [evaluation(0.32, slot=(1, 1, 0.44))], seed=1, ranks=[1.0, 1.0, 11.0, 1.0]
+    )
+    empty = [evaluation(0.2), evaluation(0.25, excluded=True)]
+    make_run(folder / "runs" / "empty_seed0", empty, slot="empty", ranks=[2.0, 2.0, 11.0, 2.0])
+    out = folder / "docs" / "results.md"
+    results.main([str(folder / "runs"), "--out", str(out), "--against", "empty"])
+    return out
+
+
+def test_the_accuracy_tables(page):
+    found = tables(page.read_text())
+    head, _, first, second, popularity = found["movielens ml-1m, seen items not excluded"]
+    row = dict(zip(head, first, strict=True))
+    assert row["row"] == "diffusion" and row["seeds"] == "2" and row["ndcg@10"] == "0.3100 ± 0.0141"
+    assert row["cosine of the generated item (last behaviour)"] == "0.420 ± 0.028 (0.250)" and row["calls"] == "1"
+    assert row["minutes"] == "2"  # 120 steps of 256 at 256 a second
+    # Hits at 1, 1, (9 and out), 1 against 2, 2, out, 2.
+    difference = (3 * (1 - 1 / np.log2(3)) + 1 / np.log2(10) / 2) / 4
+    assert row["ndcg@10 against empty [95 %]"].startswith(f"{difference:+.4f} [")
+    row = dict(zip(head, second, strict=True))
+    assert (row["row"], row["ndcg@10"], row["calls"]) == ("empty", "0.2000", "")
+    assert popularity[:6] == ["popularity", "", "0.0100", "0.0100", "0.0100", "0.0100"]
+    head, _, only, _ = found["movielens ml-1m, seen items excluded"]
+    assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
+
+
+def test_the_sampler_table(page):
+    _, _, *rows = tables(page.read_text())["Sampler"]
+    assert [row[:4] for row in rows] == [
+        ["diffusion", "1", "1", "0.3100 ± 0.0141"], ["diffusion", "1", "8", "0.3100"], ["diffusion", "4", "1", "0.2900"]
+    ]  # fmt: skip
+
+
+def test_the_commands(page):
+    text = page.read_text()
+    _, _, first, _ = tables(text)["Commands"]
+    command = "`python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/diffusion_seed0"
+    assert first == ["diffusion", f"{command} --config.seed=0`", "0, 1", "1 x cpu, 2 core(s), jax 0.10.2", "abc1234"]
+    assert "somebody" not in text
+
+
+def test_the_figures(page):
+    text = page.read_text()
+    linked = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(linked) == 5 and all((page.parent / name).read_text().startswith("<?xml") for name in linked)
+    denoising = (page.parent / "figures" / "denoising.svg").read_text()
+    assert "diffusion" in denoising and "empty" not in denoising
+
+
+def test_the_page_is_the_same_again(page, tmp_path):
+    out = tmp_path / "results.md"
+    results.main([str(page.parent.parent / "runs"), "--out", str(out), "--against", "empty"])
+    assert out.read_text() == page.read_text()
+    for figure in (page.parent / "figures").iterdir():
+        assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
+    make_run(tmp_path / "a_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1, dropout=0.7)
+    with pytest.raises(ResultsError, match="a_seed\\* differ in more than their seed"):
+        rows_of([read_run(tmp_path / "a_seed0"), read_run(tmp_path / "a_seed1")])
+    make_run(tmp_path / "b_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "b_seed7", [evaluation(0.2)])
+    with pytest.raises(ResultsError, match="same seed"):
+        rows_of([read_run(tmp_path / "b_seed0"), read_run(tmp_path / "b_seed7")])
+    (tmp_path / "b_seed7" / "eval.json").unlink()
+    with pytest.raises(ResultsError, match=r"b_seed7 has no eval\.json"):
+        read_run(tmp_path / "b_seed7")
+    (tmp_path / "b_seed0" / "run.json").write_text("{")
+    with pytest.raises(ResultsError, match=r"run\.json"):
+        read_run(tmp_path / "b_seed0")
+    with pytest.raises(SystemExit) as stop:
+        results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.md")])
+    assert stop.value.code == 1 and "holds no run" in capsys.readouterr().err and not (tmp_path / "x.md").exists()
+
+
+def test_mean_over_seeds_by_hand():
+    assert mean_over_seeds([0.25]) == "0.2500"
+    assert mean_over_seeds([0.1, 0.3], 2) == "0.20 ± 0.14"
+
+
+def test_a_command_names_no_path_of_its_machine():
+    command = "python train.py --config=configs/ml1m.py --workdir=/root/x --config.data.path=/root/d --config.seed=3"
+    expected = "python train.py --config=configs/ml1m.py --workdir=runs/a_seed0 --config.data.path=DIR --config.seed=3"
+    assert portable_command(command, "a") == expected
