@@ -129,7 +129,7 @@ class Variational:
 
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
         """See `Generator`."""
-        return _decoded(self.config, apply, noise(_top(self.config)[0, 0] + 1), context)
+        return _decoded(self.config, apply, noise(jnp.int32(self.config.steps + 1)), context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Adversarial:
 
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
         """See `Generator`."""
-        return _decoded(self.config, apply, noise(_top(self.config)[0, 0] + 1), context)
+        return _decoded(self.config, apply, noise(jnp.int32(self.config.steps + 1)), context)
 
 
 @dataclasses.dataclass(frozen=True)
