@@ -4,6 +4,7 @@ python eval.py --config configs/quickstart.py --workdir runs/quickstart
 """
 
 import pathlib
+import re
 import sys
 
 import jax
@@ -23,6 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
 _NAME = flags.DEFINE_string("name", "eval", "The result is written to WORKDIR/NAME.json.")
+flags.register_validator("name", re.compile(r"eval\w*").fullmatch, "must be eval or begin with it: eval_calls_4")
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many test requests as well.", lower_bound=0)
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
 

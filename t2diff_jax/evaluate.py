@@ -69,9 +69,9 @@ class Evaluator:
         """
         if not isinstance(self.retriever, Generative):
             return None
-        key, parts = self._keys(1)[0], []
+        key, parts, table = self._keys(1)[0], [], self._build_embeddings(variables, self.catalogue)
         for batch in self._batches(targets):
-            part = self._compare(variables, self.catalogue, batch, key)
+            part = self._compare(variables, self.catalogue, table, batch, key)
             if part is None:
                 return None
             parts.append(part)
@@ -126,15 +126,22 @@ class Evaluator:
         return jax.jit(rank, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
+    def _build_embeddings(self):
+        def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
+            e = self.retriever.item_embeddings(variables, catalogue)
+            return block_table(e, catalogue.n_items, self.config.block)
+
+        return jax.jit(build)
+
+    @functools.cached_property
     def _compare(self):
-        def compare(variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array):
+        def compare(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array):
             generated = self.retriever.generate_items(variables, catalogue, batch, key)
             if generated is None:
                 return None
-            e = self.retriever.item_embeddings(variables, catalogue)
+            e = table.blocks.reshape(-1, table.blocks.shape[-1])
             target, last, first = e[batch["target"]], e[batch["history"][:, -1]], generated[:, 0]
             users = Users(first[:, None], jnp.ones((len(first), 1), bool), batch.get("seen"))
-            table = block_table(e, catalogue.n_items, self.config.block)
             return {
                 "cosine": cosine(first, target),
                 "cosine_of_last": cosine(last, target),
@@ -143,7 +150,7 @@ class Evaluator:
                 "rank": ranks(users, table, batch["target"], target, merge="max"),
             }
 
-        placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None)
+        placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
         return jax.jit(compare, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property

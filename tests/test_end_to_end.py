@@ -129,6 +129,13 @@ def test_another_sampler_is_an_evaluation_of_its_own(quickstart, copied):
     assert by_r[0]["rms_error"] < by_r[-1]["rms_error"]  # less noise, less error
 
 
+def test_no_result_is_written_over_another_file(copied):
+    before = tiny.snapshot(copied)
+    done = tiny.command("eval.py", copied, *SHORTER, "--name=config", config=QUICKSTART)
+    assert done.returncode != 0 and "must be eval or begin with it" in done.stdout + done.stderr
+    assert tiny.snapshot(copied) == before
+
+
 def test_a_run_is_compared_with_another(quickstart, copied, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(copied, other)

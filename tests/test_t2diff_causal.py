@@ -552,8 +552,8 @@ def test_generated_items_are_those_of_the_slot(slot):
     assert model(**EMPTY)[0].generate_items(model(**EMPTY)[1], CATALOGUE, BATCH, KEY) is None
 
 
-def test_denoising_ends_in_the_slot():
-    """At r = 1 the truth is all but given; one call of the sampler is the call at r = T on noise alone."""
+def test_denoising_reads_the_truth_through_its_noise():
+    """At every r z_r holds something of the target; only diffusion has an r."""
     retriever, variables = model()
     seen = quick_jit(lambda batch, r: retriever.denoise_items(variables, CATALOGUE, batch, KEY, r))
     other = {**BATCH, "target": 1 + BATCH["target"] % ITEMS}

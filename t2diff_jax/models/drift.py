@@ -20,7 +20,7 @@ Stats = dict[str, jax.Array]
 
 
 class Noised(NamedTuple):
-    """One training draw of algorithm 1: z_0 at unit variance and z_r [B, L, D], r, and the updated statistics."""
+    """One training draw of algorithm 1: z_0 at unit variance and z_r [B, L, D], r [B], and the updated statistics."""
 
     z0: jax.Array
     z_r: jax.Array
@@ -54,12 +54,7 @@ def generated_item(config: DiffusionConfig, x: jax.Array, z0: jax.Array) -> jax.
 
 
 def noised_drift(
-    config: DiffusionConfig,
-    stats: Stats,
-    x: jax.Array,
-    target: jax.Array,
-    batch: Batch,
-    key: jax.Array,
+    config: DiffusionConfig, stats: Stats, x: jax.Array, target: jax.Array, batch: Batch, key: jax.Array
 ) -> Noised:
     """Draws r ~ U{1..T} and z_r for behaviours x [B, L, D] and their target [B, D]; updates the scale."""
     key_r, key_noise = jax.random.split(key)
