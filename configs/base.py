@@ -116,6 +116,9 @@ def get_config() -> ConfigDict:
             chunk=0,  # full softmax: targets scored at a time (on one CPU 200 is fastest); 0: all at once
             negatives=0,  # 0: softmax over the whole catalogue; else so many shared uniform negatives per step
             window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
+            # True: no softmax holds the items that the window shows up to its position (but a target that repeats); for
+            # logs in which nobody takes an item twice
+            exclude_seen=False,
             label_smoothing=0.0,
         )
     )

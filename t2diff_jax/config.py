@@ -137,6 +137,7 @@ class LossConfig:
     chunk: int
     negatives: int
     window_negatives: bool
+    exclude_seen: bool
     label_smoothing: float
 
 

@@ -125,6 +125,11 @@ def diffusion_rules(c: "Config") -> Rules:
         (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
         (c.loss.chunk >= 0, "loss.chunk", "must not be negative"),
         (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
+        (
+            not c.loss.exclude_seen or c.eval.exclude_seen,
+            "loss.exclude_seen",
+            "needs eval.exclude_seen=True: such a model learns nothing of the scores of seen items",
+        ),
         (0 <= c.loss.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)"),
         (
             c.loss.label_smoothing == 0 or c.loss.negatives == 0,

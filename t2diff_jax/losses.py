@@ -1,30 +1,57 @@
 """Losses: softmax cross-entropy over the catalogue, full or sampled (24), and the diffusion loss (23)."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Seen(NamedTuple):
+    """What lies behind each of Q positions, to leave it out of their softmax.
+
+    Attributes:
+      first: place in its window at which a row of the item table first appears, int32 [B, R]; L where it does not.
+      window, place: the window of a position and its place there, int32 [Q]. Behind it is what appears up to there.
+    """
+
+    first: jax.Array
+    window: jax.Array
+    place: jax.Array
+
+    @staticmethod
+    def of(history: Int[Array, "B L"], positions: int, rows: int) -> "Seen":
+        """For the last `positions` places of each window, in row-major order."""
+        size, length = history.shape
+        first = jnp.full((size, rows), length).at[jnp.arange(size)[:, None], history].min(jnp.arange(length))
+        place = jnp.arange(length - positions, length)
+        return Seen(first, jnp.repeat(jnp.arange(size), positions), jnp.tile(place, size))
+
+    def allowed(self, is_item: Bool[Array, " R"], targets: Int[Array, " Q"]) -> Bool[Array, "Q R"]:
+        """The items a position may be followed by: those not behind it, and its target in any case."""
+        unseen = self.first[self.window] > self.place[:, None]
+        return is_item[None] & (unseen | (jnp.arange(len(is_item))[None] == targets[:, None]))
+
+
 def full_softmax(
     users: Float[Array, "Q U"],
     table: Float[Array, "R U"],
     targets: Int[Array, " Q"],
-    is_item: Bool[Array, " R"],
+    allowed: Bool[Array, "#Q R"],
     *,
     label_smoothing: float,
 ) -> Float[Array, " Q"]:
-    """-log softmax of <e_u, e_i> over all items (24), float32 [Q].
+    """-log softmax of <e_u, e_i> over the allowed items (24), float32 [Q].
 
-    Label smoothing spreads its share evenly over the catalogue. `targets` must be items: a padding target gives +inf.
+    Label smoothing spreads its share evenly over them. A target that is not among them gives +inf.
     """
     logits = jnp.einsum("qu,ru->qr", users, table, preferred_element_type=jnp.float32)
-    logits = jnp.where(is_item, logits, -jnp.inf)
+    logits = jnp.where(allowed, logits, -jnp.inf)
     positive = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     log_total = jax.nn.logsumexp(logits, axis=-1)
     if label_smoothing:
-        mean = jnp.where(is_item, logits, 0).sum(axis=-1) / is_item.sum()
+        mean = jnp.where(allowed, logits, 0).sum(axis=-1) / allowed.sum(axis=-1)
         positive = (1 - label_smoothing) * positive + label_smoothing * mean
     return log_total - positive
 
@@ -35,32 +62,40 @@ def mean_full_softmax(
     targets: Int[Array, " Q"],
     is_item: Bool[Array, " R"],
     weights: Float[Array, " Q"],
+    seen: Seen | None = None,
     *,
     label_smoothing: float,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Weighted mean of `full_softmax`, float32 scalar; a target of weight 0 has no influence.
+    """Weighted mean of `full_softmax` over all items, or over all but those seen; float32 scalar.
+
+    A target of weight 0 has no influence.
 
     With a positive `chunk`, so many targets are scored at a time: no [Q, R] matrix is kept, and chunks of weight 0 (the
     padding of the windows) are left out. The gradient is made in the forward pass, chunk by chunk. That is for one
     device: where targets are spread over several, score all at once (chunk 0).
     """
     if chunk == 0:
-        losses = full_softmax(users, table, targets, is_item, label_smoothing=label_smoothing)
-        return weighted_mean(losses, weights)
-    total = _sum_in_chunks(label_smoothing, chunk, users, table, targets, is_item, weights)
+        allowed = is_item[None] if seen is None else seen.allowed(is_item, targets)
+        return weighted_mean(full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing), weights)
+    total = _sum_in_chunks(label_smoothing, chunk, users, table, targets, is_item, weights, seen)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_in_chunks(
-    label_smoothing: float, chunk: int, users: Array, table: Array, targets: Array, is_item: Array, weights: Array
-) -> Array:
-    return _sum_and_gradient(label_smoothing, chunk, users, table, targets, is_item, weights)[0]
+def _sum_in_chunks(label_smoothing: float, chunk: int, *arrays: Array | Seen | None) -> Array:
+    return _sum_and_gradient(label_smoothing, chunk, *arrays)[0]
 
 
 def _sum_and_gradient(
-    label_smoothing: float, chunk: int, users: Array, table: Array, targets: Array, is_item: Array, weights: Array
+    label_smoothing: float,
+    chunk: int,
+    users: Array,
+    table: Array,
+    targets: Array,
+    is_item: Array,
+    weights: Array,
+    seen: Seen | None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """The weighted sum, and its gradient with respect to users and table."""
     order = jnp.argsort(weights == 0, stable=True)
@@ -70,10 +105,11 @@ def _sum_and_gradient(
         return jnp.pad(x[order], padding).reshape(-1, chunk, *x.shape[1:])
 
     def step(total: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        users, targets, weights = part
+        users, targets, weights, *behind = part
 
         def loss(users: Array, table: Array) -> Array:
-            losses = full_softmax(users, table, targets, is_item, label_smoothing=label_smoothing)
+            allowed = is_item[None] if seen is None else Seen(seen.first, *behind).allowed(is_item, targets)
+            losses = full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing)
             return jnp.where(weights > 0, weights * losses, 0).sum()
 
         def nothing(users: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -83,7 +119,8 @@ def _sum_and_gradient(
         value, (by_users, by_table) = jax.lax.cond((weights > 0).any(), work, nothing, users, table)
         return (total[0] + value, total[1] + by_table), by_users
 
-    parts = tuple(map(cut, (users, targets, weights)))
+    behind = () if seen is None else (seen.window, seen.place)
+    parts = tuple(map(cut, (users, targets, weights, *behind)))
     (total, by_table), by_users = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros_like(table)), parts)
     by_users = by_users.reshape(-1, users.shape[1])[: len(users)]
     return total, (jnp.zeros_like(users).at[order].set(by_users), by_table)
@@ -92,7 +129,7 @@ def _sum_and_gradient(
 def _scaled(
     label_smoothing: float, chunk: int, gradient: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array | None, ...]:
-    return (*(cotangent * g for g in gradient), None, None, None)
+    return (*(cotangent * g for g in gradient), None, None, None, None)
 
 
 _sum_in_chunks.defvjp(_sum_and_gradient, _scaled)
@@ -107,22 +144,29 @@ def sampled_softmax(
     n_items: int,
     own: Float[Array, "B L U"] | None = None,
     own_ids: Int[Array, "B L"] | None = None,
+    seen: Int[Array, "B L"] | None = None,
 ) -> Float[Array, "B P"]:
     """Softmax cross-entropy against m shared negatives drawn uniformly with replacement, float32 [B, P].
 
     A negative enters as s - log E[count] with E[count] = m / N, the positive uncorrected (logQ); a negative that is the
     row's own target is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of their row: each
     enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an unbiased estimate.
+    With `seen`, the windows whose last P places the targets follow, what lies behind a position is no negative of it.
     """
     positive = jnp.einsum("bpu,bpu->bp", users, positives, preferred_element_type=jnp.float32)[..., None]
     shared = jnp.einsum("bpu,mu->bpm", users, negatives, preferred_element_type=jnp.float32)
     shared = shared - jnp.log(negative_ids.shape[0] / n_items)
     hidden = targets[..., None] == negative_ids[None, None]
     logits = [positive]
+    if seen is not None:
+        places = jnp.arange(seen.shape[1])[-users.shape[1] :, None]
+        hidden |= first_places(seen, negative_ids)[:, None] <= places[None]
     if own_ids is not None:
         hidden |= (own_ids[..., None] == negative_ids[None, None]).any(axis=1)[:, None]
         certain = jnp.einsum("bpu,blu->bpl", users, own, preferred_element_type=jnp.float32)
         counts = (first_occurrence(own_ids) & (own_ids > 0))[:, None] & (own_ids[:, None] != targets[..., None])
+        if seen is not None:
+            counts &= (jnp.arange(own_ids.shape[1])[None] > places)[None]
         logits.append(jnp.where(counts, certain, -jnp.inf))
     logits.append(jnp.where(hidden, -jnp.inf, shared))
     return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1) - positive[..., 0]
@@ -132,6 +176,12 @@ def first_occurrence(ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
     """True where an id appears for the first time in its row."""
     earlier = jnp.tri(ids.shape[1], k=-1, dtype=bool)
     return ~((ids[:, :, None] == ids[:, None, :]) & earlier[None]).any(axis=-1)
+
+
+def first_places(ids: Int[Array, "B L"], wanted: Int[Array, " m"]) -> Int[Array, "B m"]:
+    """Where in its row an id first appears; L where it does not."""
+    hits = ids[:, :, None] == wanted[None, None]
+    return jnp.where(hits.any(axis=1), hits.argmax(axis=1), ids.shape[1])
 
 
 def diffusion_loss(

@@ -164,6 +164,7 @@ RULES = [
     ("diffusion.scale_decay", {"diffusion.scale_decay": 1.0}),
     ("loss.chunk", {"loss.chunk": -1}),
     ("loss.negatives", {"loss.negatives": -1}),
+    ("loss.exclude_seen", {"loss.exclude_seen": True}),
     ("loss.label_smoothing", {"loss.label_smoothing": 1.0}),
     ("loss.label_smoothing", {"loss.label_smoothing": 0.1, "loss.negatives": 64}),
     ("train.steps", {"train.steps": -1}),

@@ -10,8 +10,10 @@ import reference
 from model_cases import normal, quick_jit
 
 from t2diff_jax.losses import (
+    Seen,
     diffusion_loss,
     first_occurrence,
+    first_places,
     full_softmax,
     mean_full_softmax,
     sampled_softmax,
@@ -26,7 +28,7 @@ TARGETS = jnp.array([1, 6, 3, 3])
 
 
 def uncompiled(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
-    return full_softmax(users, table, targets, VALID, label_smoothing=smoothing)
+    return full_softmax(users, table, targets, VALID[None], label_smoothing=smoothing)
 
 
 @functools.partial(quick_jit, static_argnames="smoothing")
@@ -42,7 +44,7 @@ def test_full_softmax_by_hand():
     """Scores 0, log 2, log 3 over three items: the probability of the last is 3 / 6."""
     table = jnp.log(jnp.array([[99.0], [1.0], [2.0], [3.0]]))
     loss = full_softmax(
-        jnp.array([[1.0]]), table, jnp.array([3]), jnp.array([False, True, True, True]), label_smoothing=0.0
+        jnp.array([[1.0]]), table, jnp.array([3]), jnp.array([[False, True, True, True]]), label_smoothing=0.0
     )
     np.testing.assert_allclose(loss, [np.log(2)], rtol=1e-6)
 
@@ -175,6 +177,70 @@ def test_own_negatives_keep_the_sum_unbiased():
     ids = np.random.default_rng(2).integers(1, N + 1, (400, 60)).astype(np.int32)
     with_own = np.exp(quick_jit(jax.vmap(lambda i: sampled_uncompiled(i, own_ids=own)))(ids))
     np.testing.assert_allclose(with_own.mean(0), np.exp(full()), rtol=0.03)
+
+
+HISTORY = jnp.array([[0, 4, 4, 2], [5, 1, 6, 5]])  # two windows of four places
+
+
+def behind(window, place):
+    """The items up to a place, but padding."""
+    return set(HISTORY[window, : place + 1].tolist()) - {0}
+
+
+def test_seen_by_hand():
+    """Of the last two places: behind window 0 lies {4}, then {2, 4}; behind window 1 {1, 5, 6} both times."""
+    seen = Seen.of(HISTORY, 2, ROWS)
+    allowed = seen.allowed(VALID, jnp.array([1, 2, 3, 5]))
+    expected = [[1, 2, 3, 5, 6], [1, 2, 3, 5, 6], [2, 3, 4], [2, 3, 4, 5]]
+    assert [np.flatnonzero(row).tolist() for row in np.asarray(allowed)] == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 1, 3, 64])
+def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
+    """Eight positions, one of weight 0, one target that repeats: the mean of each position's own small softmax."""
+    users, targets = jnp.asarray(normal(3, 8, 3)), jnp.array([1, 6, 2, 3, 2, 4, 5, 3])
+    weights = jnp.array([1.0, 0.5, 0.0, 1.0, 2.0, 1.0, 1.0, 1.0])
+    terms, kept = [], []
+    for q, (u, t) in enumerate(zip(np.asarray(users), targets.tolist(), strict=True)):
+        items = [i for i in range(1, N + 1) if i == t or i not in behind(q // 4, q % 4)]
+        kept.append(items)
+        terms.append(reference.cross_entropy(np.asarray(TABLE)[items] @ u, items.index(t), smoothing))
+    assert 5 in kept[6] and 5 in behind(1, 2)
+
+    def mean(users, table):
+        args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
+        return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
+
+    value, (by_users, by_table) = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
+    np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
+
+    def slow(users, table):
+        losses = [
+            jax.nn.logsumexp(table[jnp.array(i)] @ u)
+            - ((1 - smoothing) * table[t] @ u + smoothing * (table[jnp.array(i)] @ u).mean())
+            for u, t, i in zip(users, targets.tolist(), kept, strict=True)
+        ]
+        return jnp.stack(losses) @ weights / weights.sum()
+
+    for got, wanted in zip((by_users, by_table), jax.grad(slow, argnums=(0, 1))(users, TABLE), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_them():
+    users, targets = jnp.asarray(normal(3, 2, 3, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
+    ids, weights = jnp.arange(1, N + 1), jnp.ones(6)
+    args = users, TABLE[targets], TABLE[ids], targets, ids, N
+    seen = Seen.of(HISTORY, 3, ROWS)
+    flat = users.reshape(6, 3), TABLE, targets.reshape(6), VALID, weights, seen
+    expected = mean_full_softmax(*flat, label_smoothing=0.0, chunk=0)
+    np.testing.assert_allclose(sampled_softmax(*args, seen=HISTORY).mean(), expected, rtol=1e-5)
+    with_own = sampled_softmax(*args, TABLE[HISTORY], HISTORY, HISTORY)
+    np.testing.assert_allclose(with_own.mean(), expected, rtol=1e-5)
+
+
+def test_first_places():
+    assert first_places(HISTORY, jnp.array([4, 5, 6])).tolist() == [[1, 4, 4], [4, 0, 2]]
 
 
 def test_first_occurrence():

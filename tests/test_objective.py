@@ -32,7 +32,7 @@ def test_cross_entropy_against_the_embeddings(negatives):
 
     def loss(params, vectors):
         items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, jax.random.key(0))
-        return items.embedding_cross_entropy(vectors, targets, weights)
+        return items.embedding_cross_entropy(vectors, targets, weights, batch["history"])
 
     value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
     assert not any(map(np.any, jax.tree.leaves(params))) and np.any(found)
@@ -40,3 +40,22 @@ def test_cross_entropy_against_the_embeddings(negatives):
         scores = np.asarray(vectors @ retriever.item_embeddings(variables, catalogue).T)[..., 1 : ITEMS + 1]
         terms = [reference.cross_entropy(scores[b, p], targets[b, p] - 1) for b, p in np.argwhere(weights > 0)]
         np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 3, None])
+def test_seen_items_are_no_candidates(positions):
+    """With `loss.exclude_seen`, at each of the last places: softmax over what its window has not shown yet."""
+    retriever, variables = built(model__name="sasrec", loss__exclude_seen=True, eval__exclude_seen=True)
+    catalogue, batch = make_catalogue(), make_batch()
+    history = np.asarray(batch["history"])
+    length = positions or history.shape[1]
+    targets, weights = (np.asarray(a)[:, -length:] for a in next_items(batch))
+    users = normal(1, *targets.shape, 8)
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jax.random.key(0))
+    table, terms = np.asarray(retriever.encode_items(variables, catalogue)), []
+    for b, p in np.argwhere(weights > 0):
+        seen = history[b, : history.shape[1] - length + p + 1].tolist()
+        kept = [i for i in range(1, ITEMS + 1) if i == targets[b, p] or i not in seen]
+        terms.append(reference.cross_entropy(table[kept] @ users[b, p], kept.index(targets[b, p])))
+    value = items.cross_entropy(*map(jnp.asarray, (users, targets, weights)), batch["history"])
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)

@@ -20,12 +20,14 @@ class StepItems(NamedTuple):
     Attributes:
       lookup: ids [...] -> e(i) [..., D].
       cross_entropy: (user vectors [B, P, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss.
-      embedding_cross_entropy: (vectors [B, P, D], target ids, weights) -> mean loss against e(i), which does not learn.
+      embedding_cross_entropy: the same for vectors [B, P, D] against e(i), which does not learn.
+
+    Targets follow the last P places of the history; with `loss.exclude_seen` what lies behind a place is no candidate.
     """
 
     lookup: Callable[[jax.Array], jax.Array]
     cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    embedding_cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    embedding_cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
@@ -55,13 +57,16 @@ def step_items(
         table = apply("item_table", catalogue)
         scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
-        def against(rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-            flat = vectors.reshape(-1, vectors.shape[-1]), rows, targets.reshape(-1), valid, weights.reshape(-1)
+        def against(
+            rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
+        ) -> jax.Array:
+            seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
+            flat = vectors.reshape(-1, vectors.shape[-1]), rows, targets.reshape(-1), valid, weights.reshape(-1), seen
             return losses.mean_full_softmax(*flat, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
 
         return StepItems(
             lambda ids: table[ids],
-            lambda users, targets, weights, _history: against(scored, users, targets, weights),
+            functools.partial(against, scored),
             functools.partial(against, jax.lax.stop_gradient(table)),
         )
 
@@ -70,17 +75,28 @@ def step_items(
 
     negative_ids = jax.random.randint(key, (loss.negatives,), 1, catalogue.n_items + 1)
 
-    def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
-        own_ids = history if loss.window_negatives else None
-        positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))
-        own = None if own_ids is None else apply("score_vectors", embed(own_ids), own_ids)
+    def against_sample(
+        vectors: jax.Array,
+        positives: jax.Array,
+        negatives: jax.Array,
+        own: jax.Array | None,
+        targets: jax.Array,
+        weights: jax.Array,
+        history: jax.Array,
+    ) -> jax.Array:
+        own_ids, seen = None if own is None else history, history if loss.exclude_seen else None
         drawn = targets, negative_ids, catalogue.n_items
-        return losses.weighted_mean(losses.sampled_softmax(users, positives, negatives, *drawn, own, own_ids), weights)
+        each = losses.sampled_softmax(vectors, positives, negatives, *drawn, own, own_ids, seen)
+        return losses.weighted_mean(each, weights)
 
-    def embedding_sampled(vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
+        positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))
+        own = apply("score_vectors", embed(history), history) if loss.window_negatives else None
+        return against_sample(users, positives, negatives, own, targets, weights, history)
+
+    def embedding_sampled(vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
         positives, negatives = jax.lax.stop_gradient((embed(targets), embed(negative_ids)))
-        drawn = targets, negative_ids, catalogue.n_items
-        return losses.weighted_mean(losses.sampled_softmax(vectors, positives, negatives, *drawn, None, None), weights)
+        return against_sample(vectors, positives, negatives, None, targets, weights, history)
 
     return StepItems(embed, sampled, embedding_sampled)
 

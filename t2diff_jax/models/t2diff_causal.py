@@ -340,7 +340,7 @@ class T2DiffCausal:
             return scale * generated_item(self.diffusion, context.x, z)
 
         def cross_entropy(z: jax.Array) -> jax.Array:
-            return items.embedding_cross_entropy(placed(z), *next_items(batch))
+            return items.embedding_cross_entropy(placed(z), *next_items(batch), batch["history"])
 
         context, truth = self.context(variables, x, states, mask), Truth(z0 / scale, weight, cross_entropy)
         apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
