@@ -23,8 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
-_NAME = flags.DEFINE_string("name", "eval", "The result is written to WORKDIR/NAME.json.")
-flags.register_validator("name", re.compile(r"eval\w*").fullmatch, "must be eval or begin with it: eval_calls_4")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "The targets: for choices, validation.")
+_NAME = flags.DEFINE_string("name", "", "The result is written to WORKDIR/NAME.json; eval or eval_SPLIT if not given.")
+flags.register_validator("name", re.compile(r"(eval\w*)?").fullmatch, "must be eval or begin with it: eval_calls_4")
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many test requests as well.", lower_bound=0)
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
 
@@ -46,12 +47,13 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     experiment = experiment_lib.build(config)
     say(experiment.summary())
-    final.evaluate_checkpoint(experiment, workdir, _STEP.value, _NAME.value)
+    name, split = _NAME.value or final.evaluation_name(_SPLIT.value), _SPLIT.value
+    final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)
     if _AGAINST.value:
-        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks)}")
+        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, split)}")
     if _SHOW.value:
         final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value)
-    say(f"\nwritten to {workdir / _NAME.value}.json")
+    say(f"\nwritten to {workdir / name}.json")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
             protocol="user_holdout",  # user_holdout | leave_one_out | temporal
             test_users=0.2,  # user_holdout: share of users held out for the test
             validation_users=0.1,  # user_holdout: share of the remaining users held out for validation
-            eval_positions=1,  # user_holdout: targets per held-out user
+            eval_positions=1,  # user_holdout: targets per test user
+            validation_positions=1,  # user_holdout: targets per validation user
             first_target=50,  # user_holdout: targets (but tiled) lie at positions [min(first_target, n - 1), n - 1]
             validation_cut=0.8,  # temporal: quantile of all times after which behaviours validate
             test_cut=0.9,  # temporal: quantile of all times after which behaviours test

@@ -18,6 +18,7 @@ def get_config():
     config.data.user_features = False
     config.data.window = 200
     config.data.eval_positions = 5
+    config.data.validation_positions = 20
     config.train.batch_size = 8
     config.train.log_every = 100
     config.train.steps = 8000

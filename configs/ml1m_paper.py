@@ -15,6 +15,7 @@ def get_config():
     config.data.min_user_count = 6
     config.data.window = 50
     config.data.eval_positions = 1
+    config.data.validation_positions = 1
     config.data.training_targets = "drawn"
     config.data.fixed_targets = True
     config.model.name = "t2diff"

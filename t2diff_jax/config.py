@@ -71,6 +71,7 @@ class DataConfig:
     test_users: float
     validation_users: float
     eval_positions: int
+    validation_positions: int
     first_target: int
     validation_cut: float
     test_cut: float

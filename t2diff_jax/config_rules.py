@@ -28,7 +28,11 @@ def data_rules(c: "Config") -> Rules:
         (d.protocol != "temporal" or d.real_times, "data.protocol", "temporal needs data.real_times=True"),
         (all(0 < share < 1 for share in shares), "data.test_users", "and data.validation_users must be in (0, 1)"),
         (0 < d.validation_cut < d.test_cut < 1, "data.validation_cut", "must be in (0, data.test_cut), that below 1"),
-        (min(d.eval_positions, d.first_target) >= 1, "data.eval_positions", "and data.first_target must be at least 1"),
+        (
+            min(d.eval_positions, d.validation_positions, d.first_target) >= 1,
+            "data.eval_positions",
+            "data.validation_positions and data.first_target must be at least 1",
+        ),
         (d.targets_per_user >= 1, "data.targets_per_user", "must be at least 1"),
         (d.prefetch >= 0, "data.prefetch", "must not be negative"),
         (

@@ -19,21 +19,27 @@ from t2diff_jax.writer import metrics_table, say, write_json
 _STEPS_SHOWN, _DENOISED_TARGETS = 8, 1000  # of the table of denoising quality by r
 
 
-def evaluate_checkpoint(
-    experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "eval"
-) -> dict[str, Any]:
-    """Evaluates a checkpoint (the best by validation if `step` is None) on the test targets.
+def evaluation_name(split: str) -> str:
+    """What the evaluation of a split is called where the user gives no name."""
+    return "eval" if split == "test" else f"eval_{split}"
 
-    Prints the table, writes `{name}.json` and, if that is eval.json, `test_ranks.npz` (users, positions, targets, ranks
-    [noise_keys, n]).
+
+def evaluate_checkpoint(
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "", split: str = "test"
+) -> dict[str, Any]:
+    """Evaluates a checkpoint (the best by validation if `step` is None) on the targets of a split: test, validation.
+
+    Prints the table, writes `{name}.json` and, if no other than the usual name is given, `{split}_ranks.npz` (users,
+    positions, targets, ranks [noise_keys, n]).
     """
-    config, log, targets = experiment.config, experiment.log, experiment.split.test
+    config, log, targets = experiment.config, experiment.log, getattr(experiment.split, split)
     state, step = restore(experiment, workdir, step)
     counts = to_host(experiment.mesh, experiment.catalogue.counts)
     evaluator, variables = experiment.evaluator(), state.evaluation_variables()
     ranks = evaluator.rank_targets(variables, targets, config.eval.noise_keys)
-    result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": "test"}
+    result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": split}
     result |= report(evaluator, variables, targets, ranks, counts)
+    result["milliseconds_per_user"] = evaluator.milliseconds_per_user(variables, targets)
     if "slot" in result:
         diffusion = config.diffusion
         steps = sampling_steps(diffusion.steps, min(diffusion.steps, _STEPS_SHOWN))[::-1].tolist()
@@ -50,9 +56,9 @@ def evaluate_checkpoint(
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
-        if name == "eval":
-            np.savez_compressed(workdir / "test_ranks.npz", **arrays)
-        write_json(workdir / f"{name}.json", result)
+        if name in ("", evaluation_name(split)):
+            np.savez_compressed(workdir / f"{split}_ranks.npz", **arrays)
+        write_json(workdir / f"{name or evaluation_name(split)}.json", result)
     say(_describe(result, rows, config.eval.select))
     return result
 
@@ -60,14 +66,15 @@ def evaluate_checkpoint(
 def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, float | None]]], metric: str) -> str:
     seen = "excluded" if result["seen_items_excluded"] else "not excluded"
     head = (
-        f"\ntest, {result['protocol']}, checkpoint of step {result['step']}: {result['targets']:,} targets of "
-        f"{result['users']:,} users ranked among {result['catalogue']:,} items, seen items {seen}, "
-        f"{result['noise_keys']} noise key(s)"
+        f"\n{result['split']}, {result['protocol']}, checkpoint of step {result['step']}: "
+        f"{result['targets']:,} targets of {result['users']:,} users ranked among "
+        f"{result['catalogue']:,} items, seen items {seen}, {result['noise_keys']} noise key(s)"
     )
     cold = result["targets_without_history"]
     slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
     tail = f"\n{cold:,} further targets have no history; see metrics_without_history in eval.json" if cold else ""
-    return f"{head}\n\n{metrics_table(rows)}{slot}{tail}"
+    speed = f"\n\nuser tower: {result['milliseconds_per_user']:.3f} ms per user"
+    return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{tail}"
 
 
 def _describe_slot(slot: dict[str, Any], metric: str) -> str:
@@ -96,16 +103,18 @@ def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> 
     raise CheckpointError(f"{workdir} holds no checkpoint yet: train first, or name another --workdir")
 
 
-def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...]) -> str:
-    """A table of two evaluated runs on the same test targets: both means, and their difference with its interval.
+def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...], split: str = "test") -> str:
+    """A table of two evaluated runs on the same targets of a split: both means, and their difference with its interval.
 
     Raises:
       CheckpointError: a run was not evaluated, or on other targets.
     """
-    mine, theirs = _test_ranks(workdir), _test_ranks(other)
+    mine, theirs = _read_ranks(workdir, split), _read_ranks(other, split)
     for name in ("users", "positions", "targets"):
         if not np.array_equal(mine[name], theirs[name]):
-            raise CheckpointError(f"{other} was tested on other targets than {workdir}: same data, protocol and seed?")
+            raise CheckpointError(
+                f"{other} was evaluated on other targets than {workdir}: same data, protocol and seed?"
+            )
     warm = mine["positions"] > 0
     a, b = (target_metrics(run["ranks"][:, warm], ks) for run in (mine, theirs))
     lines = [f"against {other}: difference, and its 95 % interval by paired bootstrap over users\n"]
@@ -117,8 +126,8 @@ def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...]) -> 
     return "\n".join(lines)
 
 
-def _test_ranks(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    path = workdir / "test_ranks.npz"
+def _read_ranks(workdir: pathlib.Path, split: str) -> dict[str, np.ndarray]:
+    path = workdir / f"{split}_ranks.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("users", "positions", "targets", "ranks")}

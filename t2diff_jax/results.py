@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -65,9 +66,9 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The log's name."""
+        """The log's name and the protocol."""
         data = self.config["data"]
-        return f"{data['source']} {pathlib.PurePath(data['path']).name}".strip()
+        return f"{data['source']} {pathlib.PurePath(data['path']).name}".strip() + f", {data['protocol']}"
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -88,6 +89,23 @@ def read_run(folder: pathlib.Path) -> Run:
         raise ResultsError(f"{folder} has no eval.json: finish the run, or move its folder away")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Run(folder, load("config.json")["config"], load("run.json"), evaluations, lines)
+
+
+def _read_all(folder: pathlib.Path) -> list[Run]:
+    return [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+
+
+def keep(run: Run, folder: pathlib.Path) -> None:
+    """Copies what the page is made of to a folder of the run's name: no checkpoints, no paths of the machine."""
+    copy = folder / run.folder.name
+    copy.mkdir(parents=True, exist_ok=True)
+    data = {**run.config["data"], "path": pathlib.PurePath(run.config["data"]["path"]).name}
+    origin = {**run.origin, "command": portable_command(run.origin["command"], run.folder.name)}
+    for name, value in {"config": {"config": {**run.config, "data": data}}, "run": origin, **run.evaluations}.items():
+        (copy / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    for name in ("metrics.jsonl", "test_ranks.npz"):
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, copy / name)
 
 
 def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -117,16 +135,18 @@ def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
 def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
     """One row per label with an evaluation of that kind, and popularity."""
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
-    head += ["minutes", *([f"ndcg@10 against {against} [95 %]"] if against else [])]
+    head += ["ms per user", "minutes of training", *([f"ndcg@10 against {against} [95 %]"] if against else [])]
     body, popularity = [], None
     for label, runs in rows.items():
         found = [next(_main(run, excluded), None) for run in runs]
         if runs[0].data != name or None in found:
             continue
         cells = [label, str(len(runs)), *(mean_over_seeds([_mean(e, m) for e in found]) for m in _METRICS)]
-        cells += [*_slot_cells(found), f"{np.mean([run.minutes for run in runs]):.0f}"]
+        speed = np.mean([e["milliseconds_per_user"] for e in found])
+        cells += [*_slot_cells(found), f"{speed:.2f}", f"{np.mean([run.minutes for run in runs]):.0f}"]
         if against:
-            cells.append(_difference(runs, rows[against]) if label != against and not excluded else "")
+            ranked = all(_is_excluded(run) == excluded for run in (*runs, *rows[against]))
+            cells.append(_difference(runs, rows[against]) if label != against and ranked else "")
         body.append((np.mean([_mean(e, "ndcg@10") for e in found]), cells))
         popularity = popularity or next((e["popularity"] for e in found if "popularity" in e), None)
     body.sort(key=lambda pair: -pair[0])
@@ -158,17 +178,17 @@ def commands_table(rows: dict[str, list[Run]]) -> str:
         seeds = ", ".join(str(run.config["seed"]) for run in runs)
         commits = ", ".join(sorted({str(run.origin["commit"]) for run in runs}))
         hardware = f"{origin['devices']} x {origin['device']}, {origin['cores']} core(s), jax {origin['jax']}"
-        body.append([label, f"`{portable_command(origin['command'], label)}`", seeds, hardware, commits])
+        body.append([label, f"`{portable_command(origin['command'], runs[0].folder.name)}`", seeds, hardware, commits])
     return _markdown(["row", "command", "seeds", "hardware", "commit"], body)
 
 
-def portable_command(command: str, label: str) -> str:
+def portable_command(command: str, name: str) -> str:
     """A command without the paths of the machine it ran on: data is in DIR, the workdir in runs/."""
     words, out = shlex.split(command), []
     for i, word in enumerate(words):
         if i and words[i - 1] == "--workdir":
-            word = f"runs/{label}_seed0"
-        word = re.sub(r"^(--workdir=).*", rf"\g<1>runs/{label}_seed0", word)
+            word = f"runs/{name}"
+        word = re.sub(r"^(--workdir=).*", rf"\g<1>runs/{name}", word)
         out.append(re.sub(r"^(--config\.data\.path=).*", r"\g<1>DIR", word))
     return shlex.join(out)
 
@@ -190,19 +210,19 @@ def figures(rows: dict[str, list[Run]], folder: pathlib.Path) -> list[tuple[str,
     return drawn
 
 
-def document(runs_folder: pathlib.Path, out: pathlib.Path, against: str | None, intro: str) -> str:
+def document(runs_folder: pathlib.Path, out: pathlib.Path, against: Sequence[str], intro: str) -> str:
     """The page; draws the figures beside it."""
-    finished = sorted(path.parent for path in runs_folder.glob("*/config.json"))
-    rows = rows_of(read_run(folder) for folder in finished)
+    rows = rows_of(_read_all(runs_folder))
     if not rows:
         raise ResultsError(f"{runs_folder} holds no run")
-    if against is not None and against not in rows:
-        raise ResultsError(f"--against {against}: rows are {', '.join(rows)}")
+    for label in against:
+        if label not in rows:
+            raise ResultsError(f"--against {label}: rows are {', '.join(rows)}")
     parts = ["# Results", intro]
     for name in sorted({runs[0].data for runs in rows.values()}):
         for excluded in (False, True):
-            same = against if against and rows[against][0].data == name else None
-            table = accuracy_table(rows, name, excluded, same)
+            fitting = (a for a in against if rows[a][0].data == name and _is_excluded(rows[a][0]) == excluded)
+            table = accuracy_table(rows, name, excluded, next(fitting, None))
             if table.count("\n") > 1:
                 parts += [f"## {name}, seen items {'excluded' if excluded else 'not excluded'}", table]
     if table := sampler_table(rows):
@@ -212,22 +232,26 @@ def document(runs_folder: pathlib.Path, out: pathlib.Path, against: str | None, 
     return "\n\n".join([*parts, "## Commands", commands_table(rows)]) + "\n"
 
 
+def _is_excluded(run: Run) -> bool:
+    """Whether the evaluation that ended the run, of which the ranks are kept, excluded seen items."""
+    return run.evaluations["eval"]["seen_items_excluded"]
+
+
 def _main(run: Run, excluded: bool) -> Iterable[dict[str, Any]]:
     """The run's evaluation as it was trained, with seen items excluded or not."""
     trained = run.config["diffusion"]
     for result in run.evaluations.values():
         slot = result.get("slot")
         same = slot is None or (slot["calls"], slot["samples"]) == (trained["sampler_steps"], trained["samples"])
-        if same and result["seen_items_excluded"] == excluded:
+        if same and result["seen_items_excluded"] == excluded and result["split"] == "test":
             yield result
 
 
 def _by_sampler(runs: list[Run]) -> dict[tuple[int, int], list[dict[str, Any]]]:
     found: dict[tuple[int, int], list[dict[str, Any]]] = collections.defaultdict(list)
     for run in runs:
-        seen = run.evaluations["eval"]["seen_items_excluded"]
         for result in run.evaluations.values():
-            if "slot" in result and result["seen_items_excluded"] == seen:
+            if "slot" in result and result["seen_items_excluded"] == _is_excluded(run) and result["split"] == "test":
                 found[result["slot"]["calls"], result["slot"]["samples"]].append(result)
     return found
 
@@ -329,12 +353,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Writes a page of results from the folders of finished runs.")
     parser.add_argument("runs", type=pathlib.Path, help="folder of run folders")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the page; figures go to figures/ beside it")
-    parser.add_argument("--against", help="row that the others of its table are compared with, by paired bootstrap")
+    against = "rows, one a table, that the others are compared with, by paired bootstrap"
+    parser.add_argument("--against", nargs="*", default=[], metavar="ROW", help=against)
+    parser.add_argument(
+        "--keep", type=pathlib.Path, help="folder for small copies of the runs, of which the page can be made again"
+    )
     parser.add_argument("--intro", type=pathlib.Path, help="file with text for the top of the page")
     args = parser.parse_args(argv)
     intro = args.intro.read_text(encoding="utf-8").strip() if args.intro else "Generated by `t2diff_jax.results`."
     try:
         page = document(args.runs, args.out, args.against, intro)
+        for run in _read_all(args.runs) if args.keep else ():
+            keep(run, args.keep)
     except ResultsError as error:
         parser.exit(1, f"ResultsError: {error}\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -179,6 +179,7 @@ RULES = [
     ("data.validation_cut", {"data.validation_cut": 0.9}),
     ("data.validation_cut", {"data.test_cut": 1.0}),
     ("data.eval_positions", {"data.eval_positions": 0}),
+    ("data.eval_positions", {"data.validation_positions": 0}),
     ("data.eval_positions", {"data.first_target": 0}),
     ("data.targets_per_user", {"data.targets_per_user": 0}),
     ("data.prefetch", {"data.prefetch": -1}),

@@ -95,7 +95,7 @@ def test_evaluation_gives_the_same_numbers(quickstart, copied):
     (copied / "eval.json").unlink()
     output = tiny.succeed("eval.py", copied, *SHORTER, config=QUICKSTART)
     assert tiny.result(copied) == tiny.result(quickstart[0])
-    table = output[output.index("metric") : output.index("written to")].strip()
+    table = output[output.index("metric") : output.index("user tower: ")].strip()
     assert table in quickstart[1]
 
 
@@ -113,6 +113,21 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     assert len(re.findall(r"^user \d+, after \d+ behaviours$", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^  next:  \w+ item \d+ \[\d+\]$", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^ +\d+\.  \w+ item \d+ \[\d+\]", output, re.MULTILINE)) == 20
+
+
+def test_validation_targets_are_evaluated_on_request(copied):
+    """As the training did at that step, with its one noise key; the test's result stays as it is."""
+    before = tiny.result(copied)
+    flags = ("--split=validation", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
+    output = tiny.succeed("eval.py", copied, *SHORTER, *flags, "--against", str(copied), config=QUICKSTART)
+    assert re.search(r"^validation, user_holdout, checkpoint of step", output, re.MULTILINE)
+    result = json.loads((copied / "eval_validation.json").read_text())
+    lines = map(json.loads, (copied / "metrics.jsonl").read_text().splitlines())
+    expected = next(line for line in lines if (line["split"], line["step"]) == ("validation", result["step"]))
+    assert result["metrics"]["ndcg@10"]["mean"] == pytest.approx(expected["ndcg@10"], rel=1e-5)
+    assert result["split"] == "validation" and tiny.result(copied) == before
+    with np.load(copied / "validation_ranks.npz") as arrays:
+        assert len(arrays["targets"]) == result["targets"] != before["targets"]
 
 
 def test_another_sampler_is_an_evaluation_of_its_own(quickstart, copied):

@@ -11,12 +11,14 @@ from t2diff_jax import results
 from t2diff_jax.results import ResultsError, mean_over_seeds, portable_command, read_run, rows_of
 
 
-def evaluation(ndcg, *, excluded=False, slot=None):
+def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     names = [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (2, 10, 20)]
     result = {
         "metrics": {name: {"mean": ndcg if name == "ndcg@10" else 0.5, "spread": 0.0} for name in names},
         "popularity": {"metrics": {name: {"mean": 0.01, "spread": 0.0} for name in names}},
         "seen_items_excluded": excluded,
+        "split": split,
+        "milliseconds_per_user": 0.25,
         "recall@20_by_popularity_decile": np.linspace(0.1, 0.5, 10).tolist(),
         "recall@20_by_history_decile": np.linspace(0.4, 0.5, 10).tolist(),
         "history_length_of_decile": np.arange(10.0, 110, 10).tolist(),
@@ -68,6 +70,7 @@ def page(tmp_path_factory):
         evaluation(0.3, slot=(1, 1, 0.4)),
         evaluation(0.29, slot=(4, 1, 0.35)),
         evaluation(0.31, slot=(1, 8, 0.4)),
+        evaluation(0.99, slot=(1, 1, 0.99), split="validation"),
     ]
     make_run(folder / "runs" / "diffusion_seed0", generated, ranks=[1.0, 1.0, 9.0, 1.0])
     make_run(
@@ -82,18 +85,18 @@ def page(tmp_path_factory):
 
 def test_the_accuracy_tables(page):
     found = tables(page.read_text())
-    head, _, first, second, popularity = found["movielens ml-1m, seen items not excluded"]
+    head, _, first, second, popularity = found["movielens ml-1m, user_holdout, seen items not excluded"]
     row = dict(zip(head, first, strict=True))
     assert row["row"] == "diffusion" and row["seeds"] == "2" and row["ndcg@10"] == "0.3100 ± 0.0141"
     assert row["cosine of the generated item (last behaviour)"] == "0.420 ± 0.028 (0.250)" and row["calls"] == "1"
-    assert row["minutes"] == "2"  # 120 steps of 256 at 256 a second
+    assert row["minutes of training"] == "2" and row["ms per user"] == "0.25"  # 120 steps of 256 at 256 a second
     # Hits at 1, 1, (9 and out), 1 against 2, 2, out, 2.
     difference = (3 * (1 - 1 / np.log2(3)) + 1 / np.log2(10) / 2) / 4
     assert row["ndcg@10 against empty [95 %]"].startswith(f"{difference:+.4f} [")
     row = dict(zip(head, second, strict=True))
     assert (row["row"], row["ndcg@10"], row["calls"]) == ("empty", "0.2000", "")
     assert popularity[:6] == ["popularity", "", "0.0100", "0.0100", "0.0100", "0.0100"]
-    head, _, only, _ = found["movielens ml-1m, seen items excluded"]
+    head, _, only, _ = found["movielens ml-1m, user_holdout, seen items excluded"]
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
 
@@ -128,6 +131,26 @@ def test_the_page_is_the_same_again(page, tmp_path):
         assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
 
 
+def test_kept_copies_make_the_same_page(page, tmp_path):
+    """They are small, and name no path of the machine; ranks of another kind of ranking are not compared."""
+    kept, out = tmp_path / "kept", tmp_path / "docs" / "results.md"
+    results.main([str(page.parent.parent / "runs"), "--out", str(tmp_path / "x.md"), "--keep", str(kept)])
+    assert all(b"somebody" not in file.read_bytes() for file in kept.rglob("*.*") if file.is_file())
+    results.main([str(kept), "--out", str(out), "--against", "empty"])
+    assert out.read_text() == page.read_text()
+
+
+def test_ranks_of_another_kind_of_ranking_are_not_compared(tmp_path):
+    make_run(tmp_path / "a_seed0", [evaluation(0.2)], ranks=[1.0])
+    make_run(tmp_path / "b_seed0", [evaluation(0.2, excluded=True), evaluation(0.1)], ranks=[2.0])
+    results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "a", "b"])
+    found = tables((tmp_path / "x.md").read_text())
+    head, _, *rows, _ = found["movielens ml-1m, user_holdout, seen items not excluded"]
+    assert head[-1] == "ndcg@10 against a [95 %]" and [row[-1] for row in rows] == ["", ""]
+    head, _, only, _ = found["movielens ml-1m, user_holdout, seen items excluded"]
+    assert head[-1] == "ndcg@10 against b [95 %]" and (only[0], only[-1]) == ("b", "")
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     make_run(tmp_path / "a_seed0", [evaluation(0.2)])
     make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1, dropout=0.7)
@@ -156,4 +179,4 @@ def test_mean_over_seeds_by_hand():
 def test_a_command_names_no_path_of_its_machine():
     command = "python train.py --config=configs/ml1m.py --workdir=/root/x --config.data.path=/root/d --config.seed=3"
     expected = "python train.py --config=configs/ml1m.py --workdir=runs/a_seed0 --config.data.path=DIR --config.seed=3"
-    assert portable_command(command, "a") == expected
+    assert portable_command(command, "a_seed0") == expected

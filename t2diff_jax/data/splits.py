@@ -66,8 +66,8 @@ def user_holdout(log: InteractionLog, config: DataConfig, seed: int) -> Split:
     train_end = np.diff(log.offsets)
     train_end[test] = train_end[validation] = 0
     sides = [
-        random_targets(log, np.sort(users), config.first_target, config.eval_positions, generator)
-        for users in (validation, test)
+        random_targets(log, np.sort(users), config.first_target, positions, generator)
+        for users, positions in ((validation, config.validation_positions), (test, config.eval_positions))
     ]
     return Split(train_end, *sides)
 
