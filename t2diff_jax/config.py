@@ -148,6 +148,7 @@ class OptimConfig:
     warmup: int
     decay: typing.Literal["cosine", "constant"]
     decay_steps: int
+    kernels: typing.Literal["adam", "muon"]
     weight_decay: float
     clip_norm: float
     ema: float

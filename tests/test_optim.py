@@ -2,13 +2,17 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from model_cases import built, normal
+from optax.contrib import MuonDimensionNumbers
 
 from configs import base
 from t2diff_jax.config import OptimConfig, from_mapping
-from t2diff_jax.optim import learning_rate, make_optimizer
+from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer
 
 
 def optim(**changes) -> OptimConfig:
@@ -70,6 +74,75 @@ def test_weight_decay_is_decoupled():
         update(optim(warmup=0, decay="constant", weight_decay=w), [3.0, -1.0], [2.0, -4.0]) for w in (0.0, 0.1)
     )
     np.testing.assert_allclose(decayed - plain, [-0.5 * 0.1 * 2.0, 0.5 * 0.1 * 4.0], rtol=1e-4)
+
+
+def muon_updates(gradients, params=None, **changes):
+    """By Adam and with Muon, of the same first step at the full learning rate."""
+    params = params or jax.tree.map(jnp.zeros_like, gradients)
+    found = []
+    for kernels in ("adam", "muon"):
+        tx = make_optimizer(optim(warmup=0, decay="constant", kernels=kernels, **changes), 10)
+        found.append(tx.update(gradients, tx.init(params), params)[0])
+    return found
+
+
+def test_muon_steps_have_even_singular_values_and_the_size_of_adams():
+    """From a gradient of 1 : 50: about 1 (Newton-Schulz ends between .7 and 1.2) times .2 sqrt(larger side)."""
+    gradient = normal(0, 8, 32) * np.geomspace(0.02, 1, 8)[:, None]
+    _, update = muon_updates({"layer": {"kernel": jnp.asarray(gradient, jnp.float32)}})
+    values = np.linalg.svd(update["layer"]["kernel"], compute_uv=False)
+    np.testing.assert_allclose(values / (0.5 * 0.2 * np.sqrt(32)), 1, atol=0.35)
+    assert np.sum(np.asarray(update["layer"]["kernel"]) * gradient) < 0
+
+
+def test_muon_leaves_all_but_kernels_to_adam():
+    """With Nesterov's momentum."""
+    gradients = {
+        "items": {"item_table": jnp.asarray(normal(1, 6, 4))},
+        "layer": {"kernel": jnp.asarray(normal(2, 4, 4)), "bias": jnp.asarray(normal(3, 4))},
+    }
+    _, both = muon_updates(gradients)
+    tx = optax.adamw(0.5, weight_decay=0.0, nesterov=True)
+    adam = tx.update(gradients, tx.init(gradients), gradients)[0]
+    np.testing.assert_allclose(adam["items"]["item_table"], both["items"]["item_table"], rtol=1e-6)
+    np.testing.assert_allclose(adam["layer"]["bias"], both["layer"]["bias"], rtol=1e-6)
+    assert np.abs(adam["layer"]["kernel"] - both["layer"]["kernel"]).max() > 0.1
+
+
+def test_weight_decay_is_the_same_for_both():
+    """lr * decay * weight, for kernels and tables."""
+    gradients = {
+        "layer": {"kernel": jnp.asarray(normal(2, 4, 4))},
+        "items": {"item_table": jnp.asarray(normal(1, 6, 4))},
+    }
+    params = jax.tree.map(lambda g: g + 1, gradients)
+    (_, plain), (_, decayed) = (muon_updates(gradients, params, weight_decay=w) for w in (0.0, 0.1))
+    difference = jax.tree.map(lambda a, b: b - a, plain, decayed)
+    for got, p in zip(jax.tree.leaves(difference), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(got, -0.5 * 0.1 * p, atol=1e-5)
+
+
+def test_kernels_are_maps_from_inputs_to_outputs():
+    """Heads are outputs of query, key and value and inputs of what mixes them; a convolution's taps are inputs."""
+    shapes = {
+        "query": {"kernel": (8, 2, 4), "bias": (2, 4)}, "out": {"kernel": (2, 4, 8)}, "conv": {"kernel": (3, 8, 6)},
+        "dense": {"kernel": (8, 6)}, "item_table": (9, 8),
+    }  # fmt: skip
+    found = kernel_axes(jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple)))
+    assert found["query"]["kernel"] == ((0,), (1, 2)) and found["dense"]["kernel"] == ((0,), (1,))
+    assert found["out"]["kernel"] == found["conv"]["kernel"] == ((0, 1), (2,))
+    assert found["query"]["bias"] is None and found["item_table"] is None
+
+
+@pytest.mark.parametrize("name", ["sasrec", "t2diff", "t2diff_causal"])
+def test_every_kernel_of_a_model_is_a_whole_map(name):
+    """Its inputs times outputs are its size, and no other parameter is called so."""
+    _, variables = built(model__name=name)
+    axes = jax.tree.leaves(kernel_axes(variables["params"]), is_leaf=lambda x: isinstance(x, MuonDimensionNumbers))
+    kernels = [leaf for path, leaf in jax.tree.leaves_with_path(variables["params"]) if path[-1].key == "kernel"]
+    assert len(axes) == len(kernels) > 3
+    for a, kernel in zip(axes, kernels, strict=True):
+        assert sorted((*a.reduction_axis, *a.output_axis)) == list(range(kernel.ndim))
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 0.2), (50.0, 1.0), (0.0, 1.0)])
