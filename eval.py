@@ -23,10 +23,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "The targets: for choices, validation.")
+_SPLITS = ["test", "validation"]
+_SPLIT = flags.DEFINE_enum("split", "test", _SPLITS, "The targets: for choices, validation.")
 _NAME = flags.DEFINE_string("name", "", "The result is written to WORKDIR/NAME.json; eval or eval_SPLIT if not given.")
 flags.register_validator("name", re.compile(r"(eval\w*)?").fullmatch, "must be eval or begin with it: eval_calls_4")
-_SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many test requests as well.", lower_bound=0)
+flags.register_multi_flags_validator(
+    ["name", "split"],
+    lambda given: (
+        given["name"] not in {final.evaluation_name(s) for s in _SPLITS} - {final.evaluation_name(given["split"])}
+    ),
+    "--name is that of the other split's result, which would be lost: give another",
+)
+_SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
 
 
@@ -52,7 +60,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
     if _AGAINST.value:
         say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, split)}")
     if _SHOW.value:
-        final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value)
+        final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value, split)
     say(f"\nwritten to {workdir / name}.json")
 
 

@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
             warmup=100,  # steps of linear warm-up
             decay="cosine",  # cosine | constant, after the warm-up
             decay_steps=0,  # step at which the cosine ends; 0: train.steps
-            kernels="adam",  # adam | muon: what learns the matrices inside layers; everything else is Adam's
+            kernels="adam",  # adam | muon: what learns the matrices inside layers; the rest is Adam's
             weight_decay=0.0,
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off

@@ -1,6 +1,11 @@
 """T2Diff at every position on MovieLens 1M as most published sequential numbers are made: leave-one-out, ids only.
 
 python train.py --config configs/ml1m_loo.py --config.data.path=DIR --workdir runs/ml1m_loo
+
+40 minutes on one busy CPU core. Test, seed 0, seen items not excluded: HR@10 .290, NDCG@10 .168 (commit 61a26b5).
+SASRec, with them excluded from ranking and loss, has .305, .175 after 14 minutes (commit 91271c2):
+
+--config.model.name=sasrec --config.model.sketch_dim=0 --config.loss.exclude_seen=True --config.eval.exclude_seen=True
 """
 
 from configs import ml1m

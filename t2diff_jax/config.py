@@ -19,11 +19,15 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MovieLensConfig:
+    """`data.movielens`: `configs/base.py` says what each key means."""
+
     min_rating: float
 
 
 @dataclasses.dataclass(frozen=True)
 class KuaiRandConfig:
+    """`data.kuairand`: `configs/base.py` says what each key means."""
+
     logs: tuple[str, ...]
     clicks_only: bool
     tab: int
@@ -31,6 +35,8 @@ class KuaiRandConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TableConfig:
+    """`data.table`: `configs/base.py` says what each key means."""
+
     user: str
     item: str
     time: str
@@ -44,11 +50,15 @@ class TableConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsConfig:
+    """`data.tfds`: `configs/base.py` says what each key means."""
+
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
+    """`data.synthetic`: `configs/base.py` says what each key means."""
+
     seed: int
     n_users: int
     n_items: int
@@ -58,6 +68,8 @@ class SyntheticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+    """`data`: `configs/base.py` says what each key means."""
+
     source: typing.Literal["synthetic", "movielens", "kuairand", "table", "tfds"]
     path: str
     min_user_count: int
@@ -88,6 +100,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    """`model`: `configs/base.py` says what each key means."""
+
     name: typing.Literal["t2diff", "t2diff_causal", "sasrec"]
     dim: int
     category_dim: int
@@ -113,6 +127,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
+    """`diffusion`: `configs/base.py` says what each key means."""
+
     schedule: typing.Literal["exponential", "linear", "logarithmic"]
     steps: int
     scale: float
@@ -135,6 +151,8 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
+    """`loss`: `configs/base.py` says what each key means."""
+
     chunk: int
     negatives: int
     window_negatives: bool
@@ -144,6 +162,8 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    """`optim`: `configs/base.py` says what each key means."""
+
     learning_rate: float
     warmup: int
     decay: typing.Literal["cosine", "constant"]
@@ -156,6 +176,8 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+    """`train`: `configs/base.py` says what each key means."""
+
     steps: int
     batch_size: int
     log_every: int
@@ -167,6 +189,8 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
+    """`eval`: `configs/base.py` says what each key means."""
+
     batch_size: int
     ks: tuple[int, ...]
     select: str
@@ -179,6 +203,8 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
+    """`mesh`: `configs/base.py` says what each key means."""
+
     data: int
     model: int
 

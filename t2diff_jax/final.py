@@ -25,11 +25,11 @@ def evaluation_name(split: str) -> str:
 
 
 def evaluate_checkpoint(
-    experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "", split: str = "test"
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "eval", split: str = "test"
 ) -> dict[str, Any]:
     """Evaluates a checkpoint (the best by validation if `step` is None) on the targets of a split: test, validation.
 
-    Prints the table, writes `{name}.json` and, if no other than the usual name is given, `{split}_ranks.npz` (users,
+    Prints the table, writes `{name}.json` and, if that is the split's usual name, `{split}_ranks.npz` (users,
     positions, targets, ranks [noise_keys, n]).
     """
     config, log, targets = experiment.config, experiment.log, getattr(experiment.split, split)
@@ -56,9 +56,9 @@ def evaluate_checkpoint(
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
-        if name in ("", evaluation_name(split)):
+        if name == evaluation_name(split):
             np.savez_compressed(workdir / f"{split}_ranks.npz", **arrays)
-        write_json(workdir / f"{name or evaluation_name(split)}.json", result)
+        write_json(workdir / f"{name}.json", result)
     say(_describe(result, rows, config.eval.select))
     return result
 
@@ -72,7 +72,7 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
     )
     cold = result["targets_without_history"]
     slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
-    tail = f"\n{cold:,} further targets have no history; see metrics_without_history in eval.json" if cold else ""
+    tail = f"\n{cold:,} further targets have no history; see metrics_without_history in the result" if cold else ""
     speed = f"\n\nuser tower: {result['milliseconds_per_user']:.3f} ms per user"
     return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{tail}"
 
@@ -137,9 +137,11 @@ def _read_ranks(workdir: pathlib.Path, split: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def show_recommendations(experiment: Experiment, workdir: pathlib.Path, step: int | None, requests: int) -> None:
-    """Prints what the model recommends for the first `requests` test targets, with titles where the log has them."""
+def show_recommendations(
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, requests: int, split: str = "test"
+) -> None:
+    """Prints what the model recommends for the first `requests` targets, with titles where the log has them."""
     state, _ = restore(experiment, workdir, step)
-    targets = experiment.split.test.first(requests)
+    targets = getattr(experiment.split, split).first(requests)
     _, items = experiment.evaluator().recommend(state.evaluation_variables(), targets, min(10, experiment.log.n_items))
     say(recommendations_text(experiment.log, targets, items))

@@ -146,9 +146,14 @@ def test_another_sampler_is_an_evaluation_of_its_own(quickstart, copied):
 
 def test_no_result_is_written_over_another_file(copied):
     before = tiny.snapshot(copied)
-    done = tiny.command("eval.py", copied, *SHORTER, "--name=config", config=QUICKSTART)
-    assert done.returncode != 0 and "must be eval or begin with it" in done.stdout + done.stderr
-    assert tiny.snapshot(copied) == before
+    for flags, told in [
+        (["--name=config"], "must be eval or begin with it"),
+        (["--name=eval", "--split=validation"], "that of the other split's result"),
+        (["--name=eval_validation"], "that of the other split's result"),
+    ]:
+        done = tiny.command("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
+        assert done.returncode != 0 and told in done.stdout + done.stderr
+        assert tiny.snapshot(copied) == before
 
 
 def test_a_run_is_compared_with_another(quickstart, copied, tmp_path):

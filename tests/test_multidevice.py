@@ -21,12 +21,13 @@ pytestmark = [
     pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices"),
 ]
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+UNSEEN = {"loss__exclude_seen": True, "eval__exclude_seen": True}
 MODELS = {
     "t2diff": {"model__name": "t2diff"},
     "t2diff, shared negatives": {"model__name": "t2diff", "loss__negatives": 24},
-    "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary"},
+    "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary", **UNSEEN},
     "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6, "loss__chunk": 20},
-    "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24},
+    "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24, **UNSEEN},
 }
 CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]
 CASES += [("t2diff_causal", mesh) for mesh in ((8, 1), (2, 4))]

@@ -36,7 +36,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
 def make_run(folder, evaluations, *, seed=0, ranks=None, **changes):
     config = base.get_config().to_dict()
     config["seed"] = seed
-    config["data"].update(source="movielens", path="/home/somebody/ml-1m")
+    config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
     config["model"].update(changes)
     folder.mkdir(parents=True)
     for name, value in {"eval": evaluations[0], **{f"eval_{i}": e for i, e in enumerate(evaluations[1:])}}.items():
@@ -160,6 +160,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     make_run(tmp_path / "b_seed7", [evaluation(0.2)])
     with pytest.raises(ResultsError, match="same seed"):
         rows_of([read_run(tmp_path / "b_seed0"), read_run(tmp_path / "b_seed7")])
+    old = evaluation(0.2)
+    del old["milliseconds_per_user"]
+    make_run(tmp_path / "c_seed0", [old])
+    with pytest.raises(ResultsError, match=r"c_seed0/eval\.json is of an older version"):
+        read_run(tmp_path / "c_seed0")
+    with pytest.raises(ResultsError, match="is where the runs lie"):
+        results.keep(read_run(tmp_path / "a_seed0"), tmp_path)
     (tmp_path / "b_seed7" / "eval.json").unlink()
     with pytest.raises(ResultsError, match=r"b_seed7 has no eval\.json"):
         read_run(tmp_path / "b_seed7")
@@ -178,5 +185,7 @@ def test_mean_over_seeds_by_hand():
 
 def test_a_command_names_no_path_of_its_machine():
     command = "python train.py --config=configs/ml1m.py --workdir=/root/x --config.data.path=/root/d --config.seed=3"
+    command += " --config.data.content=/root/c.npy --config.train.compilation_cache /root/cache"
     expected = "python train.py --config=configs/ml1m.py --workdir=runs/a_seed0 --config.data.path=DIR --config.seed=3"
+    expected += " --config.data.content=FILE --config.train.compilation_cache FILE"
     assert portable_command(command, "a_seed0") == expected
