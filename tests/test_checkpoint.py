@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2diff_jax import checkpoint
@@ -98,6 +99,17 @@ def test_round_trip_is_exact_and_survives_donation(tmp_path):
     with _open(tmp_path, read_only=True) as checkpointer:
         assert checkpointer.steps() == [7]
         _assert_same(checkpointer.restore(7, _abstract(expected)), expected)
+
+
+def test_momentum_of_two_kinds_comes_back(tmp_path):
+    """Kernels have Muon's, the rest Adam's; each tree has holes where the other's parameters are."""
+    parts = tiny.build((1, 1), model__name="sasrec", optim__kernels="muon")
+    start = parts.initial_state()
+    gradients = jax.tree.map(lambda p: p + 1, start.params)
+    state = start._replace(opt_state=parts.tx.update(gradients, start.opt_state, start.params)[1])
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+        tiny.assert_same_bits(checkpointer.restore(1, parts.abstract_state), state)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -18,14 +18,8 @@ from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 from t2diff_jax.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("shared_compiles")
-# Intervals that do not divide each other; an average, Muon's momentum and dropout, which a resumed run must carry on.
-CHANGES = {
-    "optim.ema": 0.9,
-    "optim.kernels": "muon",
-    "train.log_every": 3,
-    "train.checkpoint_every": 4,
-    "train.eval_every": 8,
-}
+# Intervals that do not divide each other; an average and dropout, which a resumed run must carry on.
+CHANGES = {"optim.ema": 0.9, "train.log_every": 3, "train.checkpoint_every": 4, "train.eval_every": 8}
 FLAGS = (*(f"--config.{name}={value}" for name, value in CHANGES.items()), "--config.eval.popularity=False")
 STEPS, FIRST_STEPS = 48, 24
 
