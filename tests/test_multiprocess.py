@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 
@@ -25,18 +26,23 @@ def free_port():
 
 
 def run_two(script, workdir, *flags):
-    """Output of each process; both must succeed."""
+    """Output of each process; both must succeed. Where they hang, all say where they stand."""
     joined = ("--multihost", f"--coordinator=localhost:{free_port()}", "--processes=2")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running = [
         subprocess.Popen(
             tiny.arguments(script, workdir, *flags, *joined, f"--process={i}"),
-            cwd=tiny.ROOT, env=tiny.environment(devices=2), **pipes,
+            cwd=tiny.ROOT, env=tiny.environment(devices=2) | {"PYTHONFAULTHANDLER": "1"}, **pipes,
         )
         for i in range(2)
     ]  # fmt: skip
     try:
-        done = [process.communicate(timeout=300) for process in running]
+        running[0].wait(timeout=300)
+    except subprocess.TimeoutExpired:
+        for process in running:
+            process.send_signal(signal.SIGABRT)
+    try:
+        done = [process.communicate(timeout=60) for process in running]
     finally:
         for process in running:
             process.kill()
