@@ -21,7 +21,8 @@ import numpy as np
 
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
 
-_METRICS = ("recall@2", "recall@20", "mrr@20", "ndcg@10")
+_METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10")
+_COMPARED = ("ndcg@10", "recall@20")
 _SEED = re.compile(r"_seed\d+$")
 
 Curve = tuple[Sequence[float | int], Sequence[float]]
@@ -158,7 +159,8 @@ def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
 def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
     """One row per label with an evaluation of that kind, and popularity."""
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
-    head += ["ms per user", "minutes of training", *([f"ndcg@10 against {against} [95 %]"] if against else [])]
+    head += ["ms per user", "minutes of training"]
+    head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
     body, popularity = [], None
     for label, runs in rows.items():
         found = [next(_main(run, excluded), None) for run in runs]
@@ -169,7 +171,8 @@ def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, agains
         cells += [*_slot_cells(found), f"{speed:.2f}", f"{np.mean([run.minutes for run in runs]):.0f}"]
         if against:
             ranked = all(_is_excluded(run) == excluded for run in (*runs, *rows[against]))
-            cells.append(_difference(runs, rows[against]) if label != against and ranked else "")
+            shown = label != against and ranked
+            cells += [_difference(runs, rows[against], metric) if shown else "" for metric in _COMPARED]
         body.append((np.mean([_mean(e, "ndcg@10") for e in found]), cells))
         popularity = popularity or next((e["popularity"] for e in found if "popularity" in e), None)
     body.sort(key=lambda pair: -pair[0])
@@ -291,16 +294,17 @@ def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
     return [cosine, mean_over_seeds([slot["as_query"]["ndcg@10"] for slot in slots]), str(slots[0]["calls"])]
 
 
-def _difference(runs: list[Run], others: list[Run]) -> str:
-    """NDCG@10, averaged over noise keys and seeds, against another row's; paired bootstrap over users."""
-    mine, theirs = (_target_scores(group) for group in (runs, others))
+def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
+    """A metric, averaged over noise keys and seeds, against another row's; paired bootstrap over users."""
+    mine, theirs = (_target_scores(group, metric) for group in (runs, others))
     if mine is None or theirs is None or not np.array_equal(mine[1], theirs[1]):
         return "other targets"
     d, low, high = bootstrap_difference(mine[0], theirs[0], mine[1], draws=2000, seed=0)
     return f"{d:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _target_scores(runs: list[Run]) -> tuple[np.ndarray, np.ndarray] | None:
+def _target_scores(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    cutoff = int(metric.split("@")[1])
     scores, users = [], None
     for run in runs:
         path = run.folder / "test_ranks.npz"
@@ -311,7 +315,7 @@ def _target_scores(runs: list[Run]) -> tuple[np.ndarray, np.ndarray] | None:
             if users is not None and not np.array_equal(users, arrays["users"][warm]):
                 return None
             users = arrays["users"][warm]
-            scores.append(target_metrics(arrays["ranks"][:, warm], (10,))["ndcg@10"].mean(axis=0))
+            scores.append(target_metrics(arrays["ranks"][:, warm], (cutoff,))[metric].mean(axis=0))
     return np.mean(scores, axis=0), users
 
 
