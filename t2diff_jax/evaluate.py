@@ -44,12 +44,9 @@ class Evaluator:
 
     def rank_targets(self, variables: Variables, targets: Targets, noise_keys: int) -> np.ndarray:
         """Rank of every target under every noise key, float32 [noise_keys, n]."""
-        table = self._build_table(variables, self.catalogue)
-        rows = []
-        for key in self._keys(noise_keys):
-            parts = [self._rank(variables, self.catalogue, table, batch, key) for batch in self._batches(targets)]
-            rows.append(np.concatenate(jax.device_get(parts))[: len(targets)])
-        return np.stack(rows)
+        table, keys = self._build_table(variables, self.catalogue), jnp.stack(self._keys(noise_keys))
+        parts = [self._rank(variables, self.catalogue, table, batch, keys) for batch in self._batches(targets)]
+        return np.concatenate(jax.device_get(parts), axis=1)[:, : len(targets)]
 
     def recommend(self, variables: Variables, targets: Targets, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Top-k scores float32 [n, k] and item ids int32 [n, k] for every target's request, under the first noise key.
@@ -128,10 +125,16 @@ class Evaluator:
 
     @functools.cached_property
     def _rank(self):
-        def rank(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array):
-            users = self._encode(variables, catalogue, batch, key)
+        def rank(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, keys: jax.Array):
             own = table.blocks.reshape(-1, table.blocks.shape[-1])[batch["target"]]
-            return ranks(users, table, batch["target"], own, merge=self.config.merge)
+
+            def under_one_key(users: tuple[jax.Array, jax.Array]) -> jax.Array:
+                users = Users(*users, batch.get("seen"))
+                return ranks(users, table, batch["target"], own, merge=self.config.merge)
+
+            # What the noise does not reach is encoded once for all keys.
+            encode = jax.vmap(self.retriever.encode_user, (None, None, None, 0))
+            return jax.lax.map(under_one_key, encode(variables, catalogue, batch, keys))
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
         return jax.jit(rank, in_shardings=placed, out_shardings=replicated(self.mesh))
