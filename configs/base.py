@@ -103,6 +103,8 @@ def get_config() -> ConfigDict:
             target="drift",  # what is generated: drift (from the last behaviour to the next) | item (the next itself)
             weight=1.0,  # lambda, weight of the diffusion loss
             slot_training="sampled",  # sampled: as at inference | denoised: from the noised true drift (the paper)
+            # True: generator and towers learn each by its own loss (the paper) | False (t2diff_causal): as one network
+            stop_gradient=True,
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
             clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process

@@ -140,6 +140,7 @@ class DiffusionConfig:
     target: typing.Literal["drift", "item"]
     weight: float
     slot_training: typing.Literal["sampled", "denoised"]
+    stop_gradient: bool
     sampler: typing.Literal["ddim", "ddpm"]
     sampler_steps: int
     clamp_known: bool

@@ -221,7 +221,7 @@ def test_stop_gradients_are_exact(training):
     np.testing.assert_allclose(losses[2], losses[0] + 10 * losses[1], rtol=1e-6)
     parts = {name.split(".")[0] for name in total}
     assert parts == {
-        "items", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out",
+        "items", "item_norm", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out",
         "drift_encoder", "denoiser",
     }  # fmt: skip
     for name in total:
@@ -233,6 +233,56 @@ def test_stop_gradients_are_exact(training):
         if mine is tower:
             # The table, the encoder and mixed attention learn from the tower loss alone, whatever lambda is.
             np.testing.assert_array_equal(total[name], tower[name])
+
+
+def test_as_one_network_each_loss_reaches_all_but_the_truth():
+    changes = {"diffusion__stop_gradient": False}
+    _, variables = model(**changes)
+    losses, (tower, diffusion, _), _ = part_gradients(**changes)(variables["params"], STATS, BATCH)
+    apart, _, _ = part_gradients()(variables["params"], STATS, BATCH)
+    np.testing.assert_allclose(losses, apart, rtol=1e-6)
+    tower, diffusion = named_leaves(tower), named_leaves(diffusion)
+    for name in tower:
+        assert np.isfinite(tower[name]).all() and np.isfinite(diffusion[name]).all(), name
+        assert np.any(np.abs(tower[name]) > 1e-6) != name.endswith("key.bias"), name
+        if name.split(".")[0] in ("items", "item_norm", "encoder", "drift_encoder", "denoiser"):
+            assert np.any(np.abs(diffusion[name]) > 1e-7) != name.endswith("key.bias"), name
+    # An item that only came last is nothing but truth.
+    only = set(BATCH["target"].tolist()) - set(BATCH["history"].ravel().tolist())
+    rows = diffusion["items.item_table"]
+    assert only and not np.any(rows[list(only)]) and np.any(rows)
+
+
+@pytest.mark.parametrize("slot", ["diffusion", "regressor", "vae"])
+def test_as_one_network_the_gradient_is_the_derivative(slot):
+    """Along a direction of the generator's own parameters, against a central difference."""
+    changes = {"model__slot": slot, "diffusion__stop_gradient": False}
+    _, variables = model(**changes)
+    params, run, step = variables["params"], part_gradients(**changes), 0.02
+    own = ("drift_encoder", "denoiser")
+    leaves = {part: jax.tree.leaves(params[part]) for part in own}
+    direction = {
+        part: jax.tree.unflatten(
+            jax.tree.structure(params[part]), [normal(i, *a.shape) for i, a in enumerate(leaves[part])]
+        )
+        for part in own
+    }
+
+    def moved(by):
+        return {
+            **params,
+            **{part: jax.tree.map(lambda a, d: a + by * d, params[part], direction[part]) for part in own},
+        }
+
+    _, (tower, _, _), _ = run(params, STATS, BATCH)
+    slope = sum(
+        np.vdot(g, d)
+        for part in own
+        for g, d in zip(jax.tree.leaves(tower[part]), jax.tree.leaves(direction[part]), strict=True)
+    )
+    ahead, behind = (run(moved(by), STATS, BATCH)[0][0] for by in (step, -step))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=0.05, atol=2e-3)
+    assert abs(slope) > 1e-2
 
 
 def test_without_the_slot_everything_but_a_denoiser_learns():
@@ -361,6 +411,8 @@ def seen_by_attention(batch, *, last=False, **changes):
         module = context.module
         if context.method_name != "__call__":
             return run(*args, **kwargs)
+        if isinstance(module, nn.LayerNorm):
+            return args[0]
         if isinstance(module, SlotAttention):
             seen["session"] = np.asarray(args[2])
             return args[0]
@@ -596,6 +648,7 @@ def test_parameters_of_the_base_configuration():
     params = parameters(config, sizes)
     assert count(params["items"]) == 1008 * 48 + 13 * 16
     assert count(params["users"]) == (3 + 4) * 8
+    assert count(params["item_norm"]) == norm(64)
     assert count(params["encoder"]) == 50 * 64 + 2 * block(64, 256) + norm(64)
     assert count(params["slot_in"]) == dense(64, 64)
     assert count(params["session"]) == block(64, 256)
@@ -610,7 +663,17 @@ def test_parameters_of_the_base_configuration():
     assert count(params["drift_encoder"]) == first + down + up + dense(32, 64)
     inputs = dense(64, 128) + dense(64, 128) + dense(32, 128) + dense(128, 128)  # z_r, condition, step (two layers)
     assert count(params["denoiser"]) == inputs + 2 * (norm(128) + dense(128, 128)) + norm(128) + dense(128, 64)
-    rest = {"items", "users", "encoder", "slot_in", "session", "target_attention", "user_hidden", "user_out"}
+    rest = {
+        "items",
+        "item_norm",
+        "users",
+        "encoder",
+        "slot_in",
+        "session",
+        "target_attention",
+        "user_hidden",
+        "user_out",
+    }
     assert set(params) == rest | {"drift_encoder", "denoiser"}  # the item tower is the identity
     assert CATEGORIES and CONTENT and USER_FEATURES  # the other tests have them all
 

@@ -24,6 +24,8 @@ class SASRecNet(nn.Module):
     def setup(self) -> None:
         m, dtype, rotary = self.model, jnp.dtype(self.model.dtype), self.model.positions == "rotary"
         self.items = item_embedding(m, self.sizes)
+        # Item vectors are small beside the states of a transformer, which would drown them.
+        self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
         if m.sketch_dim:
             self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
@@ -47,7 +49,7 @@ class SASRecNet(nn.Module):
         """One user vector after every behaviour, float32 [B, L, U]."""
         valid = batch["history"] > 0
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
-        h = self.encoder(x, causal, deterministic=deterministic).astype(jnp.float32)
+        h = self.encoder(self.item_norm(x), causal, deterministic=deterministic).astype(jnp.float32)
         if self.sizes.user_features:
             h = h + self.user_out(self.users(batch["user_features"]))[:, None]
         if not self.model.sketch_dim:

@@ -57,6 +57,8 @@ class T2DiffCausalNet(nn.Module):
         m, dtype, rotary = self.model, jnp.dtype(self.model.dtype), self.model.positions == "rotary"
         self.items = item_embedding(m, self.sizes)
         self.item_tower = ItemTower(m.item_tower, m.dim)
+        # Item vectors are small beside the states of a transformer, which would drown behaviours and slots.
+        self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
         self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, dtype)
         self.target_attention = TargetAttention(m.activation_hidden, LAG_BUCKETS if self.sizes.lags else 0, dtype)
@@ -101,7 +103,7 @@ class T2DiffCausalNet(nn.Module):
         """States of the causal transformer, [B, L, D]."""
         valid = history > 0
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
-        return self.encoder(x, causal, deterministic=deterministic)
+        return self.encoder(self.item_norm(x), causal, deterministic=deterministic)
 
     def condition(self, x: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
         """All that the estimator knows at every position, [B, L, D]: what does not depend on r.
@@ -139,11 +141,11 @@ class T2DiffCausalNet(nn.Module):
         query = states[:, first:]
         if slots is not None:
             # Without a behaviour there is nothing to generate from.
-            query = query + self.slot_in(slots * (batch["history"][:, first:] > 0)[..., None])
+            query = query + self.slot_in(self.item_norm(slots) * (batch["history"][:, first:] > 0)[..., None])
         past, session = self._visible(batch, first)
         h_s = self.session(query, states, session, deterministic=deterministic)
         lag = self._lags(batch["age"], first) if self.sizes.lags else None
-        h_l = self.target_attention(x, h_s, past, lag)
+        h_l = self.target_attention(self.item_norm(x), h_s, past, lag)
         parts = [h_l, h_s]
         if self.sizes.user_features:
             features = self.users(batch["user_features"])[:, None]
@@ -302,7 +304,7 @@ class T2DiffCausal:
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """L = L_TOWER + lambda L_KL (23-25), both over every valid position; the table learns from L_TOWER only."""
+        """L = L_TOWER + lambda L_KL (23-25), both over every valid position."""
         key_items, key_diffusion, key_encoder, key_user = jax.random.split(key, 4)
         items = step_items(self.net, {"params": variables["params"]}, catalogue, self.loss_config, key_items)
         history = batch["history"]
@@ -327,13 +329,20 @@ class T2DiffCausal:
     def diffuse(
         self, variables: Variables, items: StepItems, x: jax.Array, states: jax.Array, batch: Batch, key: jax.Array
     ) -> Generated:
-        """One training step of the generator (algorithm 1); everything that enters or leaves it is detached."""
-        x, states, target = jax.lax.stop_gradient((x, states, items.lookup(batch["target"])))
+        """One training step of the generator (algorithm 1). The truth is always detached.
+
+        With `diffusion.stop_gradient` all that enters or leaves it is detached too, and the slot trains nothing here.
+        """
+
+        def cut(tree: Any) -> Any:
+            return jax.lax.stop_gradient(tree) if self.diffusion.stop_gradient else tree
+
         key_learn, key_slot = jax.random.split(key)
-        z0, mask, weight = clean(self.diffusion, x, target), batch["history"] > 0, batch["weight"]
+        truth_x, target = jax.lax.stop_gradient((x, items.lookup(batch["target"])))
+        z0, mask, weight = clean(self.diffusion, truth_x, target), batch["history"] > 0, batch["weight"]
         stats = update_drift_scale(variables["stats"], z0, mask, weight, self.diffusion.scale_decay)
         if self.model.slot == "oracle":
-            return Generated(generated_item(self.diffusion, x, z0), jnp.zeros(()), stats)
+            return Generated(generated_item(self.diffusion, truth_x, z0), jnp.zeros(()), stats)
         variables, scale = {**variables, "stats": stats}, drift_scale(stats)
 
         def placed(z: jax.Array) -> jax.Array:
@@ -342,18 +351,18 @@ class T2DiffCausal:
         def cross_entropy(z: jax.Array) -> jax.Array:
             return items.embedding_cross_entropy(placed(z), *next_items(batch), batch["history"])
 
-        context, truth = self.context(variables, x, states, mask), Truth(z0 / scale, weight, cross_entropy)
+        context, truth = self.context(variables, *cut((x, states)), mask), Truth(z0 / scale, weight, cross_entropy)
         apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
         lesson = self.generator.learn(apply, frozen, truth, context, key_learn)
         if self.diffusion.slot_training == "denoised":
             slots = placed(lesson.estimate)
         else:
-            slots = self.generate(*jax.lax.stop_gradient((variables, context)), training_noise(key_slot, x.shape))
-        return Generated(jax.lax.stop_gradient(slots), lesson.loss, stats)
+            slots = self.generate(*cut((variables, context)), training_noise(key_slot, x.shape))
+        return Generated(cut(slots), lesson.loss, stats)
 
     def context(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> Context:
-        """What the generator knows of behaviours x [B, L, D] and states [B, L, D], all detached."""
-        x, states = jax.lax.stop_gradient((x / drift_scale(variables["stats"]), states))
+        """What the generator knows of behaviours x [B, L, D] and states [B, L, D]."""
+        x = x / drift_scale(variables["stats"])
         if self.generator.whole_window:
             return Context(x, mask, None)
         return Context(x, mask, self._apply(variables, "condition", x, states, mask))
