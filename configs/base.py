@@ -101,6 +101,9 @@ def get_config() -> ConfigDict:
             head_hidden=128,  # t2diff_causal: width of the network that denoises one position
             head_blocks=2,  # t2diff_causal: its residual blocks
             target="drift",  # what is generated: drift (from the last behaviour to the next) | item (the next itself)
+            # vector: the network's output is z_0, learned by its square error (the paper) | catalogue (t2diff_causal;
+            # diffusion and regressor): it names an item, learned by cross-entropy; z_0 leads to the mean of the items
+            estimate="vector",
             weight=1.0,  # lambda, weight of the diffusion loss
             slot_training="sampled",  # sampled: as at inference | denoised: from the noised true drift (the paper)
             # True: generator and towers learn each by its own loss (the paper) | False (t2diff_causal): as one network

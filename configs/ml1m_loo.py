@@ -2,9 +2,9 @@
 
 python train.py --config configs/ml1m_loo.py --config.data.path=DIR --workdir runs/ml1m_loo
 
-21 minutes of training on one busy CPU core. Test, seed 0 (commit 746d79d), items already had excluded: HR@10 .334, NDCG@10 .195;
-with --config.model.slot=empty .336, .199; with --config.model.name=sasrec .317, .186 in 11 minutes. Validation still
-rose at the end: more steps may help. `docs/results.md` has the intervals.
+21 minutes of training on one busy CPU core. Test, seed 0 (commit 746d79d), items already had excluded: HR@10 .334,
+NDCG@10 .195; with --config.model.slot=empty .336, .199; with --config.model.name=sasrec .317, .186 in 11 minutes.
+Validation still rose at the end: more steps may help. `docs/results.md` has the intervals.
 """
 
 from configs import ml1m

@@ -138,6 +138,7 @@ class DiffusionConfig:
     head_hidden: int
     head_blocks: int
     target: typing.Literal["drift", "item"]
+    estimate: typing.Literal["vector", "catalogue"]
     weight: float
     slot_training: typing.Literal["sampled", "denoised"]
     stop_gradient: bool

@@ -118,6 +118,17 @@ def diffusion_rules(c: "Config") -> Rules:
             "diffusion.samples",
             "must be 1 where nothing is drawn: model.slot is regressor or oracle",
         ),
+        (
+            d.estimate == "vector"
+            or (c.model.name == "t2diff_causal" and c.model.slot in ("diffusion", "regressor", "empty")),
+            "diffusion.estimate",
+            "catalogue is for t2diff_causal with model.slot diffusion or regressor",
+        ),
+        (
+            d.estimate == "vector" or c.loss.negatives == 0,
+            "diffusion.estimate",
+            "catalogue scores every item: it needs the full softmax (loss.negatives=0)",
+        ),
         (min(d.kl_weight, d.mixing) >= 0, "diffusion", "kl_weight and mixing must not be negative"),
         (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
         (

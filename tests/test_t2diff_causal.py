@@ -78,7 +78,8 @@ def every_position(**changes):
         states = apply("encode", x, batch["history"], deterministic=True)
         if retriever.model.slot != "empty":
             context = retriever.context(variables, x, states, batch["history"] > 0)
-            slots = retriever.generate(variables, context, lambda r: noise[r])
+            settle = retriever.settle(variables, CATALOGUE, context, batch["history"])
+            slots = retriever.generate(variables, context, lambda r: noise[r], settle)
         return apply("user", x, states, slots, batch, last=False, deterministic=True)
 
     return quick_jit(run)
@@ -358,7 +359,7 @@ def test_padded_vectors_reach_no_slot_and_no_user():
         args, options = {"params": variables["params"]}, {"deterministic": True}
         states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
         context = retriever.context(variables, x, states, jnp.asarray(VALID))
-        slots = retriever.generate(variables, context, lambda r: jnp.asarray(NOISE)[r])
+        slots = retriever.generate(variables, context, lambda r: jnp.asarray(NOISE)[r], lambda z: z)
         users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
         return states, slots, users
 
@@ -387,7 +388,7 @@ def test_the_slot_is_the_behaviour_plus_its_drift():
     x = jnp.asarray(normal(1, *VALID.shape, 8))
     scale = np.sqrt(0.6 / 0.5)
     context = Context(x / scale, jnp.asarray(VALID), x)
-    slots = quick_jit(lambda: retriever.generate(variables, context, lambda r: 0 * x))()
+    slots = quick_jit(lambda: retriever.generate(variables, context, lambda r: 0 * x, lambda z: z))()
     np.testing.assert_allclose(slots, x + scale, rtol=1e-5, atol=1e-5)
 
 
@@ -569,7 +570,7 @@ def test_diffurec_draws_the_last_from_known_ones_before():
         # Stream T + 1 starts the process; it counts at the last position only.
         noise = jnp.asarray(NOISE).at[6].set(start)
         noise = jnp.concatenate([noise, jnp.asarray(normal(5, 8, *VALID.shape, 8))])
-        return retriever.generate(variables, Context(x, mask, None), lambda r: noise[r])[:, -1]
+        return retriever.generate(variables, Context(x, mask, None), lambda r: noise[r], lambda z: z)[:, -1]
 
     before = last(x, NOISE[6])
     np.testing.assert_array_equal(before, last(x, np.where(np.arange(WINDOW)[:, None] < WINDOW - 1, 7.0, NOISE[6])))

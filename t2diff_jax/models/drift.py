@@ -53,6 +53,11 @@ def generated_item(config: DiffusionConfig, x: jax.Array, z0: jax.Array) -> jax.
     return x + z0 if config.target == "drift" else z0
 
 
+def leading_to(config: DiffusionConfig, x: jax.Array, item: jax.Array) -> jax.Array:
+    """z_0 that leads from the behaviours x to an item: the inverse of `generated_item`."""
+    return item - x if config.target == "drift" else item
+
+
 def noised_drift(
     config: DiffusionConfig, stats: Stats, x: jax.Array, target: jax.Array, batch: Batch, key: jax.Array
 ) -> Noised:

@@ -70,7 +70,7 @@ class Generator(Protocol):
         """One training step; `frozen` is `apply` with parameters that do not learn."""
 
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
-        """zhat_0 [B, P, D] without the truth."""
+        """zhat_0 [B, P, D] without the truth; here `apply` answers with what an output stands for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Diffusion:
         """See `Generator`."""
         z_r, r = _noised(self.config, truth.z0, key)
         estimate = apply("denoise", z_r, r, context.condition)
-        return Lesson(_mean(_square_error(truth, estimate), truth, context), estimate)
+        return Lesson(_error(self.config, truth, estimate, context), estimate)
 
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
         """See `Generator`."""
@@ -101,7 +101,7 @@ class Regressor:
     def learn(self, apply: Apply, _frozen: Apply, truth: Truth, context: Context, _key: jax.Array) -> Lesson:
         """See `Generator`."""
         estimate = _decoded(self.config, apply, jnp.zeros_like(truth.z0), context)
-        return Lesson(_mean(_square_error(truth, estimate), truth, context), estimate)
+        return Lesson(_error(self.config, truth, estimate, context), estimate)
 
     def draw(self, apply: Apply, context: Context, _noise: Noise) -> jax.Array:
         """See `Generator`."""
@@ -217,6 +217,13 @@ def _noised(config: DiffusionConfig, z0: jax.Array, key: jax.Array) -> tuple[jax
     key_r, key_noise = jax.random.split(key)
     r = jax.random.randint(key_r, z0.shape[:2], 1, config.steps + 1)
     return q_sample(schedule_of(config), z0, r, jax.random.normal(key_noise, z0.shape)), r
+
+
+def _error(config: DiffusionConfig, truth: Truth, estimate: jax.Array, context: Context) -> jax.Array:
+    """Of an estimate of z_0: its square error, or the cross-entropy of the item that it names."""
+    if config.estimate == "catalogue":
+        return truth.cross_entropy(estimate)
+    return _mean(_square_error(truth, estimate), truth, context)
 
 
 def _square_error(truth: Truth, estimate: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from t2diff_jax import losses
 from t2diff_jax.config import LossConfig, ModelConfig
+from t2diff_jax.nn.attention import masked_softmax
 from t2diff_jax.nn.embeddings import ItemEmbedding, is_item
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
@@ -99,6 +100,31 @@ def step_items(
         return against_sample(vectors, positives, negatives, None, targets, weights, history)
 
     return StepItems(embed, sampled, embedding_sampled)
+
+
+def expected_item(
+    queries: jax.Array, table: jax.Array, is_item: jax.Array, seen: losses.Seen | None, *, chunk: int
+) -> jax.Array:
+    """Mean of the items that a query names: their vectors weighted by its softmax over the catalogue, [Q, D].
+
+    queries: [Q, D]; table: [R, D]; is_item: [R]. What `seen` has shown has no share; where nothing else is left the
+    mean is zero. With a positive `chunk` so many queries are answered at a time, and again in the backward pass.
+    """
+
+    def mean(part: tuple[jax.Array, ...]) -> jax.Array:
+        queries, *behind = part
+        nothing = jnp.full(len(queries), -1)
+        allowed = is_item[None] if seen is None else losses.Seen(seen.first, *behind).allowed(is_item, nothing)
+        return masked_softmax(jnp.einsum("qd,rd->qr", queries, table), allowed) @ table
+
+    parts = (queries,) if seen is None else (queries, seen.window, seen.place)
+    if chunk == 0:
+        return mean(parts)
+
+    def cut(a: jax.Array) -> jax.Array:
+        return jnp.pad(a, ((0, -len(a) % chunk),) + ((0, 0),) * (a.ndim - 1)).reshape(-1, chunk, *a.shape[1:])
+
+    return jax.lax.map(jax.checkpoint(mean), jax.tree.map(cut, parts)).reshape(-1, table.shape[1])[: len(queries)]
 
 
 def next_items(batch: Batch) -> tuple[jax.Array, jax.Array]:

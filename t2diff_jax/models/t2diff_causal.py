@@ -12,6 +12,7 @@ network denoises the next drift of each position from its output. Nothing depend
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
 from t2diff_jax.diffusion.process import q_sample
 from t2diff_jax.diffusion.samplers import Noise
-from t2diff_jax.losses import weighted_mean
+from t2diff_jax.losses import Seen, weighted_mean
 from t2diff_jax.models.drift import (
     Generated,
     clean,
@@ -29,15 +30,19 @@ from t2diff_jax.models.drift import (
     drift_scale,
     generated_item,
     initial_stats,
+    leading_to,
     noise_per_user,
     schedule_of,
     training_noise,
     update_drift_scale,
 )
 from t2diff_jax.models.generators import Apply, Context, Generator, Truth, make_generator
-from t2diff_jax.models.objective import StepItems, next_items, step_items
+from t2diff_jax.models.objective import StepItems, expected_item, next_items, step_items
 from t2diff_jax.models.t2diff_causal_net import T2DiffCausalNet
+from t2diff_jax.nn.embeddings import is_item
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
+
+Settle = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ class T2DiffCausal:
         if self.model.slot == "oracle":
             slots = self._apply(variables, "embed", batch["target"], catalogue)[:, None]
         else:
-            slots = self._intents(variables, x, states, batch, key)
+            slots = self._intents(variables, catalogue, x, states, batch, key)
 
         def one(slot: jax.Array) -> jax.Array:
             return self._apply(variables, "user", x, states, slot[:, None], batch, **args)[:, 0]
@@ -96,7 +101,7 @@ class T2DiffCausal:
             return None
         x = self._apply(variables, "embed", batch["history"], catalogue)
         states = self._apply(variables, "encode", x, batch["history"], deterministic=True)
-        return self._intents(variables, x, states, batch, key)
+        return self._intents(variables, catalogue, x, states, batch, key)
 
     def denoise_items(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array, r: jax.Array
@@ -110,7 +115,8 @@ class T2DiffCausal:
         context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0))
         z0, r = clean(self.diffusion, x, target)[:, -1:] / scale, r.reshape(1, 1)
         z_r = q_sample(schedule_of(self.diffusion), z0, r, jax.random.normal(key, z0.shape))
-        estimate = self._apply(variables, "denoise", z_r, r, context.condition)
+        settle = self.settle(variables, catalogue, context, history)
+        estimate = settle(self._apply(variables, "denoise", z_r, r, context.condition))
         return scale * generated_item(self.diffusion, context.x, estimate)[:, 0]
 
     def item_embeddings(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
@@ -122,22 +128,48 @@ class T2DiffCausal:
         """What fills the slot."""
         return make_generator(self.model.slot, self.diffusion)
 
-    def generate(self, variables: Variables, context: Context, noise: Noise) -> jax.Array:
+    def generate(self, variables: Variables, context: Context, noise: Noise, settle: Settle) -> jax.Array:
         """xhat_{p+1} at the positions of the context, from noise alone, [B, P, D]."""
-        z0 = self.generator.draw(self._applier(variables), context, noise)
+        z0 = self.generator.draw(lambda *call: settle(self._apply(variables, *call)), context, noise)
         return drift_scale(variables["stats"]) * generated_item(self.diffusion, context.x, z0)
 
+    def settle(self, variables: Variables, catalogue: Catalogue, context: Context, history: jax.Array) -> Settle:
+        """What makes z_0 of the network's output [B, P, D] at the last P places of the history [B, L].
+
+        The output itself, or (`diffusion.estimate`) what leads to the mean of the items that it names, as the
+        estimator of Dieleman et al. 2022, "Continuous diffusion for categorical data".
+        """
+        if self.diffusion.estimate == "vector":
+            return lambda z: z
+        table, scale = self._apply(variables, "item_table", catalogue), drift_scale(variables["stats"])
+
+        def mean(z: jax.Array) -> jax.Array:
+            queries = scale * generated_item(self.diffusion, context.x, z)
+            seen = Seen.of(history, z.shape[1], len(table)) if self.loss_config.exclude_seen else None
+            args = queries.reshape(-1, z.shape[-1]), table, is_item(catalogue), seen
+            items = expected_item(*args, chunk=self.loss_config.chunk).reshape(z.shape)
+            return leading_to(self.diffusion, context.x, items / scale)
+
+        return mean
+
     def _intents(
-        self, variables: Variables, x: jax.Array, states: jax.Array, batch: Batch, key: jax.Array
+        self,
+        variables: Variables,
+        catalogue: Catalogue,
+        x: jax.Array,
+        states: jax.Array,
+        batch: Batch,
+        key: jax.Array,
     ) -> jax.Array:
         """xhat_{n+1} after the last behaviour, [B, M, D]."""
         keys = rng.per_user(key, batch["user"], batch["position"])
         context = self.context(variables, x, states, batch["history"] > 0)
         if not self.generator.whole_window:
             context = jax.tree.map(lambda a: a[:, -1:], context)
+        settle = self.settle(variables, catalogue, context, batch["history"])
 
         def one(m: jax.Array) -> jax.Array:
-            return self.generate(variables, context, noise_per_user(keys, m, context.x.shape))[:, -1]
+            return self.generate(variables, context, noise_per_user(keys, m, context.x.shape), settle)[:, -1]
 
         return jax.vmap(one, out_axes=1)(jnp.arange(self.diffusion.samples))
 
@@ -152,7 +184,7 @@ class T2DiffCausal:
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
         slots, stats, loss_kl = None, variables["stats"], jnp.zeros(())
         if self.model.slot != "empty":
-            generated = self.diffuse(variables, items, x, states, batch, key_diffusion)
+            generated = self.diffuse(variables, catalogue, items, x, states, batch, key_diffusion)
             slots, loss_kl, stats = generated
         users = self._apply(
             variables, "user", x, states, slots, batch, last=False, deterministic=False, rngs={"dropout": key_user}
@@ -167,7 +199,14 @@ class T2DiffCausal:
         return loss_tower + self.diffusion.weight * loss_kl, (metrics, stats)
 
     def diffuse(
-        self, variables: Variables, items: StepItems, x: jax.Array, states: jax.Array, batch: Batch, key: jax.Array
+        self,
+        variables: Variables,
+        catalogue: Catalogue,
+        items: StepItems,
+        x: jax.Array,
+        states: jax.Array,
+        batch: Batch,
+        key: jax.Array,
     ) -> Generated:
         """One training step of the generator (algorithm 1). The truth is always detached.
 
@@ -194,10 +233,11 @@ class T2DiffCausal:
         context, truth = self.context(variables, *cut((x, states)), mask), Truth(z0 / scale, weight, cross_entropy)
         apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
         lesson = self.generator.learn(apply, frozen, truth, context, key_learn)
+        settle = self.settle(cut(variables), catalogue, cut(context), batch["history"])
         if self.diffusion.slot_training == "denoised":
-            slots = placed(lesson.estimate)
+            slots = placed(settle(lesson.estimate))
         else:
-            slots = self.generate(*cut((variables, context)), training_noise(key_slot, x.shape))
+            slots = self.generate(*cut((variables, context)), training_noise(key_slot, x.shape), settle)
         return Generated(cut(slots), lesson.loss, stats)
 
     def context(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> Context:
