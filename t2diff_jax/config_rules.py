@@ -120,12 +120,13 @@ def diffusion_rules(c: "Config") -> Rules:
         ),
         (
             d.estimate == "vector"
-            or (c.model.name == "t2diff_causal" and c.model.slot in ("diffusion", "regressor", "empty")),
+            or c.model.name == "sasrec"
+            or (c.model.name == "t2diff_causal" and c.model.slot not in ("vae", "gan", "diffurec")),
             "diffusion.estimate",
             "catalogue is for t2diff_causal with model.slot diffusion or regressor",
         ),
         (
-            d.estimate == "vector" or c.loss.negatives == 0,
+            d.estimate == "vector" or c.model.name == "sasrec" or c.loss.negatives == 0,
             "diffusion.estimate",
             "catalogue scores every item: it needs the full softmax (loss.negatives=0)",
         ),

@@ -152,6 +152,15 @@ RULES = [
     ("model.slot", {"model.slot": "oracle", "model.name": "sasrec"}),
     ("diffusion.sampler_steps", {"model.slot": "vae", "model.name": "t2diff_causal", "diffusion.sampler_steps": 2}),
     ("diffusion.samples", {"model.slot": "regressor", "model.name": "t2diff_causal", "diffusion.samples": 2}),
+    ("diffusion.estimate", {"diffusion.estimate": "catalogue"}),
+    (
+        "diffusion.estimate",
+        {"diffusion.estimate": "catalogue", "model.name": "t2diff_causal", "model.slot": "gan"},
+    ),
+    (
+        "diffusion.estimate",
+        {"diffusion.estimate": "catalogue", "model.name": "t2diff_causal", "loss.negatives": 8},
+    ),
     ("diffusion", {"diffusion.kl_weight": -1.0}),
     ("diffusion.head_hidden", {"diffusion.head_hidden": 0}),
     ("diffusion.head_blocks", {"diffusion.head_blocks": -1}),

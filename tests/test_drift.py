@@ -12,6 +12,7 @@ from t2diff_jax.models.drift import (
     drift_scale,
     generated_item,
     initial_stats,
+    leading_to,
     noise_per_user,
     noised_drift,
     reverse,
@@ -59,6 +60,7 @@ def test_what_is_diffused_leads_to_the_next_item(target):
     z0 = clean(config, x, last)
     np.testing.assert_allclose(z0, following - x if target == "drift" else following, atol=1e-6)
     np.testing.assert_allclose(generated_item(config, x, z0), following, atol=1e-6)
+    np.testing.assert_allclose(leading_to(config, x, jnp.asarray(following)), z0, atol=1e-6)
 
 
 # A draw of training

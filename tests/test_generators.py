@@ -1,5 +1,7 @@
 """Generators with networks made up for the purpose: what each learns from, by hand, and what it draws."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,15 @@ def noise(r):
 def test_an_unknown_slot_is_no_generator():
     with pytest.raises(ValueError, match="oracle: not a generator"):
         generator("oracle")
+
+
+@pytest.mark.parametrize("slot", ["diffusion", "regressor"])
+def test_an_estimate_of_the_catalogue_learns_by_cross_entropy(slot):
+    """`truth()` has sum (z - 1)^2 in its place."""
+    config = dataclasses.replace(small_config().diffusion, estimate="catalogue")
+    lesson = make_generator(slot, config).learn(lambda *_: 3 * X, silent, truth(), CONTEXT, KEY)
+    np.testing.assert_allclose(lesson.loss, np.square(3 * np.asarray(X) - 1).sum(), rtol=1e-6)
+    np.testing.assert_array_equal(lesson.estimate, 3 * X)
 
 
 def test_diffusion_learns_every_position_from_its_own_r():

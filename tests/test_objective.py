@@ -7,7 +7,8 @@ import pytest
 import reference
 from model_cases import ITEMS, built, make_batch, make_catalogue, normal
 
-from t2diff_jax.models.objective import next_items, step_items
+from t2diff_jax.losses import Seen
+from t2diff_jax.models.objective import expected_item, next_items, step_items
 
 
 def test_next_items_by_hand():
@@ -59,3 +60,49 @@ def test_seen_items_are_no_candidates(positions):
         terms.append(reference.cross_entropy(table[kept] @ users[b, p], kept.index(targets[b, p])))
     value = items.cross_entropy(*map(jnp.asarray, (users, targets, weights)), batch["history"])
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+
+
+def test_expected_item_by_hand():
+    """Equal scores share evenly, a great one takes all; what is no item or was seen has no share."""
+    table = jnp.array([[9.0, 9.0], [2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [9.0, 9.0]])
+    is_item, queries = jnp.array([False, True, True, True, False]), jnp.array([[0.0, 0.0], [50.0, 0.0]])
+    found = expected_item(queries, table, is_item, None, chunk=0)
+    np.testing.assert_allclose(found, [[0, 2 / 3], [2, 0]], atol=1e-6)
+    history = jnp.array([[0, 1]])
+    found = expected_item(queries, table, is_item, Seen.of(history, 2, 5), chunk=0)
+    np.testing.assert_allclose(found, [[0, 2 / 3], [0, 2]], atol=1e-6)  # the first place has seen nothing yet
+
+
+@pytest.mark.parametrize("chunk", [0, 4, 100])
+@pytest.mark.parametrize("positions", [None, 1, 3])
+def test_expected_item_against_a_loop(chunk, positions):
+    """Value and gradient; `positions` None: nothing is left out."""
+    history, table = np.asarray(make_batch()["history"]), normal(2, 16, 8)
+    q = len(history) * (positions or 6)
+    queries, is_item = normal(3, q, 8), (np.arange(16) > 0) & (np.arange(16) <= ITEMS)
+    seen = Seen.of(jnp.asarray(history), positions, 16) if positions else None
+    rows = []
+    for i, query in enumerate(queries):
+        window, place = divmod(i, positions or 6)
+        shown = history[window, : history.shape[1] - positions + place + 1] if positions else []
+        kept = [j for j in range(16) if is_item[j] and j not in shown]
+        weights = np.exp(table[kept] @ query - (table[kept] @ query).max())
+        rows.append(weights / weights.sum() @ table[kept])
+
+    def run(queries, chunk):
+        return expected_item(jnp.asarray(queries), jnp.asarray(table), jnp.asarray(is_item), seen, chunk=chunk)
+
+    np.testing.assert_allclose(run(queries, chunk), rows, rtol=1e-5, atol=1e-5)
+    gradient, expected = (jax.grad(lambda a, c=c: jnp.square(run(a, c)).sum())(queries) for c in (chunk, 0))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_expected_item_where_all_was_seen():
+    """Zero, and a gradient of zero."""
+    seen = Seen.of(jnp.array([[1, 2]]), 1, 3)
+
+    def run(queries):
+        return expected_item(queries, jnp.ones((3, 2)), jnp.array([False, True, True]), seen, chunk=0)
+
+    queries = jnp.ones((1, 2))
+    assert not np.any(run(queries)) and not np.any(jax.grad(lambda a: run(a).sum())(queries))

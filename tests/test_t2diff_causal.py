@@ -44,6 +44,10 @@ CATALOGUE, BATCH, KEY = make_catalogue(), make_batch(), jax.random.key(0)
 VALID = np.asarray(BATCH["history"]) > 0
 ROWS_WITH_BEHAVIOURS = VALID.any(axis=1)
 EMPTY = {"model__slot": "empty"}
+CATALOGUE_MEAN = {
+    "diffusion__estimate": "catalogue", "diffusion__sampler_steps": 2, "loss__exclude_seen": True,
+    "eval__exclude_seen": True,
+}  # fmt: skip
 ROTARY = {"model__positions": "rotary"}
 SKETCH = {"model__sketch_dim": 4}
 SEVERAL_CALLS = {"diffusion__sampler": "ddpm", "diffusion__sampler_steps": 5}
@@ -144,10 +148,25 @@ def cut_after(p, batch, variables, noise):
         {**ROTARY, **SKETCH},
         {"diffusion__target": "item"},
         {"model__slot": "regressor"},
+        CATALOGUE_MEAN,
+        {**CATALOGUE_MEAN, "model__slot": "regressor", "diffusion__sampler_steps": 1, "loss__exclude_seen": False},
         {"model__slot": "vae"},
         {"model__slot": "gan"},
     ],
-    ids=["empty", "gap", "ddpm", "rotary", "rotary empty", "sketch", "item", "regressor", "vae", "gan"],
+    ids=[
+        "empty",
+        "gap",
+        "ddpm",
+        "rotary",
+        "rotary empty",
+        "sketch",
+        "item",
+        "regressor",
+        "catalogue",
+        "regressor of the catalogue",
+        "vae",
+        "gan",
+    ],
 )
 def test_training_at_a_position_is_inference_at_that_position(changes):
     """The user vector that position p is trained with is `encode_user` of the window that ends there.
@@ -211,10 +230,13 @@ def test_no_position_sees_a_later_noise():
 # What reaches what
 
 
+@pytest.mark.parametrize("estimate", ["vector", "catalogue"])
 @pytest.mark.parametrize("training", ["sampled", "denoised"])
-def test_stop_gradients_are_exact(training):
+def test_stop_gradients_are_exact(training, estimate):
     """The diffusion loss trains the denoiser and nothing else; the tower loss everything but the denoiser."""
-    changes = {"diffusion__slot_training": training, "diffusion__weight": 10.0}
+    changes = {
+        "diffusion__slot_training": training, "diffusion__weight": 10.0, "diffusion__estimate": estimate,
+    }  # fmt: skip
     _, variables = model(**changes)
     losses, (tower, diffusion, total), _ = part_gradients(**changes)(variables["params"], STATS, BATCH)
     tower, diffusion, total = named_leaves(tower), named_leaves(diffusion), named_leaves(total)
@@ -286,6 +308,21 @@ def test_as_one_network_the_gradient_is_the_derivative(slot):
     ahead, behind = (run(moved(by), STATS, BATCH)[0][0] for by in (step, -step))
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=0.05, atol=2e-3)
     assert abs(slope) > 1e-2
+
+
+@pytest.mark.parametrize("target", ["drift", "item"])
+def test_the_mean_of_the_catalogue_is_generated(target):
+    """One call: the mean of the unseen items, weighted by the softmax of what the network says, placed."""
+    changes = {**CATALOGUE_MEAN, "diffusion__sampler_steps": 1, "diffusion__target": target}
+    retriever, variables = model(**changes)
+    named, _ = model(**{**changes, "diffusion__estimate": "vector"})
+    queries = np.asarray(named.generate_items(variables, CATALOGUE, BATCH, KEY))[:, 0]
+    found = np.asarray(retriever.generate_items(variables, CATALOGUE, BATCH, KEY))[:, 0]
+    table = np.asarray(retriever.item_embeddings(variables, CATALOGUE))
+    for query, history, item in zip(queries, np.asarray(BATCH["history"]), found, strict=True):
+        kept = [i for i in range(1, ITEMS + 1) if i not in history]
+        weights = np.exp(table[kept] @ query)
+        np.testing.assert_allclose(item, weights / weights.sum() @ table[kept], rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_slot_everything_but_a_denoiser_learns():
