@@ -5,6 +5,7 @@ python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/m
 40 minutes on one CPU core. Test, seed 0: Recall@2 .105, Recall@20 .414, MRR@2 .080, MRR@20 .125, NDCG@10 .156. The
 paper prints .077, .277, .061, .087 for the first four. With --config.model.slot=empty: .099, .414, .078, .124, .155.
 Those checkpoints were chosen on five validation targets a user (--config.data.validation_positions=5), not twenty.
+All of commits before 746d79d, which norms item vectors: to be measured again.
 """
 
 from configs import every_position

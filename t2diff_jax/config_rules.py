@@ -11,7 +11,7 @@ Rules = list[tuple[bool, str, str]]
 
 def rules(config: "Config") -> Rules:
     """All rules, in the order in which they are told."""
-    return data_rules(config) + model_rules(config) + diffusion_rules(config) + run_rules(config)
+    return data_rules(config) + model_rules(config) + diffusion_rules(config) + loss_rules(config) + run_rules(config)
 
 
 def data_rules(c: "Config") -> Rules:
@@ -89,7 +89,7 @@ def model_rules(c: "Config") -> Rules:
 
 
 def diffusion_rules(c: "Config") -> Rules:
-    """Steps, samplers and losses."""
+    """Steps, samplers and what fills the slot."""
     d = c.diffusion
     return [
         (d.steps >= 1, "diffusion.steps", "must be at least 1"),
@@ -139,6 +139,12 @@ def diffusion_rules(c: "Config") -> Rules:
         ),
         (d.weight >= 0, "diffusion.weight", "must not be negative"),
         (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
+    ]
+
+
+def loss_rules(c: "Config") -> Rules:
+    """The softmax over the catalogue."""
+    return [
         (c.loss.chunk >= 0, "loss.chunk", "must not be negative"),
         (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
         (

@@ -110,7 +110,7 @@ def test_known_positions_end_at_the_truth(calls):
     got = np.asarray(sample(pull, calls=calls, known=Known(mask, Z0)))
     np.testing.assert_array_equal(got[:, [0, 2]], np.asarray(Z0)[:, [0, 2]])
     # The denoiser works on each position alone: the others don't notice.
-    np.testing.assert_allclose(got[:, [1, 3]], sample(pull, calls=calls)[:, [1, 3]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got[:, [1, 3]], sample(pull, calls=calls)[:, [1, 3]])
 
 
 @pytest.mark.parametrize("calls", [0, 2])

@@ -62,11 +62,8 @@ def _run(schedule: Schedule, step: Callable, steps: object, known: Known | None,
     top = jnp.int32(schedule.steps)
     # r = T + 1 names the starting noise: every r in 1..T is a stream of its own.
     z = _hold(schedule, noise(top + 1), top, known, noise)
-    steps = jax.tree.map(jnp.asarray, steps)
-    if len(jax.tree.leaves(steps)[0]) == 1:
-        # On CPU gradients through a loop are slow, also through a loop of one step.
-        return step(z, jax.tree.map(lambda a: a[0], steps))[0]
-    return jax.lax.scan(step, z, steps)[0]
+    z, _ = jax.lax.scan(step, z, jax.tree.map(jnp.asarray, steps))
+    return z
 
 
 def _hold(schedule: Schedule, z: Array, r: Int[Array, ""], known: Known | None, noise: Noise) -> Array:
