@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from t2diff_jax.config import Config, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.sharding import fetch_each
 from t2diff_jax.writer import write_json
 
 CONFIG_FILE = "config.json"
@@ -349,8 +350,9 @@ def _forms(tree: Any) -> dict[str, str]:
 
 
 def _digests(tree: Any) -> dict[str, str]:
-    sums = jax.device_get({name: array_digest(leaf) for name, leaf in _leaves(tree).items()})
-    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in sums.items()}
+    leaves = _leaves(tree)
+    sums = fetch_each(map(array_digest, leaves.values()))
+    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in zip(leaves, sums, strict=True)}
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

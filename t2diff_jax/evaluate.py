@@ -19,7 +19,7 @@ from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
 from t2diff_jax.retrieval import BlockedTable, Users, block_table, ranks, top_k
-from t2diff_jax.sharding import batch_sharding, process_rows, put_batch, replicated, row_sharding
+from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
 Curve = list[dict[str, float | int]]
@@ -45,8 +45,8 @@ class Evaluator:
     def rank_targets(self, variables: Variables, targets: Targets, noise_keys: int) -> np.ndarray:
         """Rank of every target under every noise key, float32 [noise_keys, n]."""
         table, keys = self._build_table(variables, self.catalogue), jnp.stack(self._keys(noise_keys))
-        parts = [self._rank(variables, self.catalogue, table, batch, keys) for batch in self._batches(targets)]
-        return np.concatenate(jax.device_get(parts), axis=1)[:, : len(targets)]
+        parts = fetch_each(self._rank(variables, self.catalogue, table, b, keys) for b in self._batches(targets))
+        return np.concatenate(parts, axis=1)[:, : len(targets)]
 
     def recommend(self, variables: Variables, targets: Targets, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Top-k scores float32 [n, k] and item ids int32 [n, k] for every target's request, under the first noise key.
@@ -55,8 +55,8 @@ class Evaluator:
         """
         table = self._build_table(variables, self.catalogue)
         key = self._keys(1)[0]
-        parts = [self._recommend(variables, self.catalogue, table, b, key, k) for b in self._batches(targets)]
-        scores, ids = (np.concatenate(column) for column in zip(*jax.device_get(parts), strict=True))
+        parts = fetch_each(self._recommend(variables, self.catalogue, table, b, key, k) for b in self._batches(targets))
+        scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
         return scores[: len(targets)], ids[: len(targets)]
 
     def slot_quality(self, variables: Variables, targets: Targets) -> dict[str, np.ndarray] | None:
@@ -67,13 +67,11 @@ class Evaluator:
         """
         if not isinstance(self.retriever, Generative):
             return None
-        key, parts, table = self._keys(1)[0], [], self._build_embeddings(variables, self.catalogue)
-        for batch in self._batches(targets):
-            part = self._compare(variables, self.catalogue, table, batch, key)
-            if part is None:
-                return None
-            parts.append(part)
-        columns = {name: [part[name] for part in jax.device_get(parts)] for name in parts[0]}
+        key, table = self._keys(1)[0], self._build_embeddings(variables, self.catalogue)
+        parts = fetch_each(self._compare(variables, self.catalogue, table, b, key) for b in self._batches(targets))
+        if None in parts:
+            return None
+        columns = {name: [part[name] for part in parts] for name in parts[0]}
         return {name: np.concatenate(column)[: len(targets)] for name, column in columns.items()}
 
     def denoising_quality(self, variables: Variables, targets: Targets, steps: Sequence[int]) -> Curve:
@@ -85,12 +83,11 @@ class Evaluator:
             return []
         key, rows, warm = self._keys(1)[0], [], targets.positions > 0
         for r in steps:
-            parts = [self._denoise(variables, self.catalogue, b, key, jnp.int32(r)) for b in self._batches(targets)]
+            started = (self._denoise(variables, self.catalogue, b, key, jnp.int32(r)) for b in self._batches(targets))
+            parts = fetch_each(started)
             if None in parts:
                 return []
-            cosines, squares = (
-                np.concatenate(p)[: len(targets)][warm] for p in zip(*jax.device_get(parts), strict=True)
-            )
+            cosines, squares = (np.concatenate(p)[: len(targets)][warm] for p in zip(*parts, strict=True))
             means = (float(np.mean(a, dtype=np.float64)) for a in (cosines, squares))
             rows.append({"r": int(r), "cosine": next(means), "rms_error": next(means) ** 0.5})
         return rows

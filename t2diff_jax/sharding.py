@@ -4,6 +4,7 @@ Axes: "data" splits the batch, "model" splits the rows of item tables (and of wh
 Everything else is replicated. The mathematics is written for one device; the compiler inserts the collectives.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -99,6 +100,16 @@ def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def to_host(mesh: Mesh, value: jax.Array) -> np.ndarray:
     """The whole of an array, on every process; its rows may lie on devices of others."""
     return np.asarray(jax.jit(lambda x: x, out_shardings=replicated(mesh))(value))
+
+
+def fetch_each(results: Iterable[Any]) -> list[Any]:
+    """Replicated results of independent programs as numpy; asking `results` for the next one starts its program.
+
+    On CPU with several processes each ends before the next starts: programs with collectives that are under way at
+    once can there wait for each other forever.
+    """
+    one_by_one = jax.process_count() > 1 and jax.default_backend() == "cpu"
+    return jax.device_get([jax.block_until_ready(result) if one_by_one else result for result in results])
 
 
 def put_catalogue(mesh: Mesh, catalogue: Catalogue) -> Catalogue:

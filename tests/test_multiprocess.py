@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 
 import pytest
 import tiny
@@ -26,18 +27,18 @@ def free_port():
 
 
 def run_two(script, workdir, *flags):
-    """Output of each process; both must succeed. Where they hang, all say where they stand."""
+    """Output of each process; both must succeed."""
     joined = ("--multihost", f"--coordinator=localhost:{free_port()}", "--processes=2")
+    return both([tiny.arguments(script, workdir, *flags, *joined, f"--process={i}") for i in range(2)], patience=300)
+
+
+def both(commands, patience):
+    """Output of each; all must succeed. Where they hang for `patience` seconds, they say where they stand."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    running = [
-        subprocess.Popen(
-            tiny.arguments(script, workdir, *flags, *joined, f"--process={i}"),
-            cwd=tiny.ROOT, env=tiny.environment(devices=2) | {"PYTHONFAULTHANDLER": "1"}, **pipes,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    environment = tiny.environment(devices=2) | {"PYTHONFAULTHANDLER": "1"}
+    running = [subprocess.Popen(command, cwd=tiny.ROOT, env=environment, **pipes) for command in commands]
     try:
-        running[0].wait(timeout=300)
+        running[0].wait(timeout=patience)
     except subprocess.TimeoutExpired:
         for process in running:
             process.send_signal(signal.SIGABRT)
@@ -49,6 +50,27 @@ def run_two(script, workdir, *flags):
     for process, (out, err) in zip(running, done, strict=True):
         assert process.returncode == 0, out + err
     return [out for out, _ in done]
+
+
+MANY_PROGRAMS = """
+import sys, jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.sharding import batch_sharding, fetch_each, make_mesh, replicated
+mesh = make_mesh(MeshConfig(data=-1, model=1))
+total = jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))
+rows = np.arange(64, dtype=np.float32)
+put = lambda k: jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda i: k + rows[i])
+found = fetch_each(map(total, [put(k) for k in range(200)]))
+print([int(x) for x in found] == [64 * k + 2016 for k in range(200)])
+"""
+
+
+def test_many_programs_at_once_do_not_wait_for_each_other():
+    """As the batches of an evaluation and the digests of a checkpoint are; without `fetch_each` they hang."""
+    address = f"localhost:{free_port()}"
+    commands = [[sys.executable, "-c", MANY_PROGRAMS, address, str(i)] for i in range(2)]
+    assert all("True" in out.splitlines() for out in both(commands, patience=120))
 
 
 @pytest.mark.parametrize("name", CASES)
