@@ -83,8 +83,9 @@ def get_config() -> ConfigDict:
             activation_hidden=64,  # hidden width of the activation unit of the target attention
             user_tower="ffn",  # t2diff: ffn | concat: what makes e_u of [h_l, h_s]
             item_tower="identity",  # identity | dense: what makes the scored item vector of e(i)
-            # What takes the next item's place: diffusion | empty; to compare, with t2diff_causal also regressor | vae |
-            # gan | diffurec | oracle (the next item itself, at the test as well: a bound, not a retriever)
+            # What takes the next item's place: diffusion | empty; to compare, with t2diff_causal also learned (vectors
+            # that are the same for everyone) | regressor | vae | gan | diffurec | oracle (the next item itself, at the
+            # test as well: a bound, not a retriever)
             slot="diffusion",
             dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
@@ -111,7 +112,8 @@ def get_config() -> ConfigDict:
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
             clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process
-            samples=1,  # M, intents drawn per user, each one user vector
+            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (eval.merge=softmax_mean)
+            samples=1,
             scale_decay=0.99,  # decay of the running drift scale
             kl_weight=1.0,  # slot vae: weight of the divergence beside the square error
             mixing=0.001,  # slot diffurec: mean and deviation of the weight with which a noised item is mixed in

@@ -37,7 +37,8 @@ _REMOVED = "removed"  # steps no longer kept are renamed into this folder before
 _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate another --step"
 _SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
-_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler", "diffusion.samples")
+_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler")
+_DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
 class CheckpointError(RuntimeError):
@@ -296,7 +297,8 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir)
-    differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(_NOT_MODEL)}
+    free = _NOT_MODEL if config.model.slot == "learned" else _NOT_MODEL + _DRAWN
+    differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}
     if differing:
         raise ConfigError(
             f"the checkpoints in {workdir} are of another model or other data:\n{_listed(differing)}\n"

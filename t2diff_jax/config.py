@@ -120,7 +120,7 @@ class ModelConfig:
     activation_hidden: int
     user_tower: typing.Literal["ffn", "concat"]
     item_tower: typing.Literal["identity", "dense"]
-    slot: typing.Literal["diffusion", "empty", "regressor", "vae", "gan", "diffurec", "oracle"]
+    slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
 

@@ -109,14 +109,19 @@ def diffusion_rules(c: "Config") -> Rules:
             "must be diffusion or empty but for t2diff_causal",
         ),
         (
-            c.model.slot not in ("regressor", "vae", "gan", "oracle") or d.sampler_steps == 1,
+            c.model.slot not in ("learned", "regressor", "vae", "gan", "oracle") or d.sampler_steps == 1,
             "diffusion.sampler_steps",
             "must be 1 where model.slot is no diffusion",
         ),
         (
-            c.model.slot not in ("regressor", "oracle") or d.samples == 1,
+            c.model.slot not in ("empty", "regressor", "oracle") or d.samples == 1,
             "diffusion.samples",
-            "must be 1 where nothing is drawn: model.slot is regressor or oracle",
+            "must be 1 where there is one intent: model.slot is empty, regressor or oracle",
+        ),
+        (
+            d.samples == 1 or c.loss.label_smoothing == 0,
+            "diffusion.samples",
+            "must be 1 with loss.label_smoothing, which is not defined for a mixture",
         ),
         (
             d.estimate == "vector"

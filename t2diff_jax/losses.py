@@ -56,8 +56,15 @@ def full_softmax(
     return log_total - positive
 
 
+def mixture(losses: Float[Array, "*Q M"]) -> Float[Array, "*Q"]:
+    """-log of the mean of M probabilities, given the -log of each: what several vectors of one user say together."""
+    possible = (losses < jnp.inf).any(axis=-1)
+    finite = jnp.where(possible[..., None], losses, 0)  # or the gradient of what is masked later would be NaN
+    return jnp.where(possible, jnp.log(losses.shape[-1]) - jax.nn.logsumexp(-finite, axis=-1), jnp.inf)
+
+
 def mean_full_softmax(
-    users: Float[Array, "Q U"],
+    users: Float[Array, "Q M U"],
     table: Float[Array, "R U"],
     targets: Int[Array, " Q"],
     is_item: Bool[Array, " R"],
@@ -69,7 +76,7 @@ def mean_full_softmax(
 ) -> Float[Array, ""]:
     """Weighted mean of `full_softmax` over all items, or over all but those seen; float32 scalar.
 
-    A target of weight 0 has no influence.
+    M vectors of a user are a mixture: the mean of their softmaxes. A target of weight 0 has no influence.
 
     With a positive `chunk`, so many targets are scored at a time: no [Q, R] matrix is kept, and chunks of weight 0 (the
     padding of the windows) are left out. The gradient is made in the forward pass, chunk by chunk. That is for one
@@ -77,9 +84,16 @@ def mean_full_softmax(
     """
     if chunk == 0:
         allowed = is_item[None] if seen is None else seen.allowed(is_item, targets)
-        return weighted_mean(full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing), weights)
+        return weighted_mean(_mixed_softmax(users, table, targets, allowed, label_smoothing), weights)
     total = _sum_in_chunks(label_smoothing, chunk, users, table, targets, is_item, weights, seen)
     return total / jnp.maximum(weights.sum(), 1e-9)
+
+
+def _mixed_softmax(users: Array, table: Array, targets: Array, allowed: Array, label_smoothing: float) -> Array:
+    def one(users: Array) -> Array:
+        return full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing)
+
+    return mixture(jax.vmap(one, 1, 1)(users))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -109,7 +123,7 @@ def _sum_and_gradient(
 
         def loss(users: Array, table: Array) -> Array:
             allowed = is_item[None] if seen is None else Seen(seen.first, *behind).allowed(is_item, targets)
-            losses = full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing)
+            losses = _mixed_softmax(users, table, targets, allowed, label_smoothing)
             return jnp.where(weights > 0, weights * losses, 0).sum()
 
         def nothing(users: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -122,7 +136,7 @@ def _sum_and_gradient(
     behind = () if seen is None else (seen.window, seen.place)
     parts = tuple(map(cut, (users, targets, weights, *behind)))
     (total, by_table), by_users = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros_like(table)), parts)
-    by_users = by_users.reshape(-1, users.shape[1])[: len(users)]
+    by_users = by_users.reshape(-1, *users.shape[1:])[: len(users)]
     return total, (jnp.zeros_like(users).at[order].set(by_users), by_table)
 
 

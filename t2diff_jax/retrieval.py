@@ -48,7 +48,7 @@ def ranks(
 
     merge: "max" over the M user vectors, or "softmax_mean" (the log of the mean of their softmaxes).
     """
-    shift = _log_partition(users, table) if merge == "softmax_mean" else jnp.zeros(users.mask.shape)
+    shift = _shift(users, table, merge)
     own = _dot("bmu,bu->bm", users.vectors, target_vectors)
     size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
     own = _merge(own[..., None] - shift[..., None], users.mask, merge)
@@ -72,7 +72,7 @@ def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Flo
 
     Where fewer than k items may be recommended, the rest is id 0 with score -inf.
     """
-    shift = _log_partition(users, table) if merge == "softmax_mean" else jnp.zeros(users.mask.shape)
+    shift = _shift(users, table, merge)
 
     def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         ids, scores = _block_scores(users, block, table.n_items, shift, merge)
@@ -108,6 +108,13 @@ def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) 
     if merge == "max" or scores.shape[1] == 1:
         return scores.max(axis=1)
     return jax.nn.logsumexp(scores, axis=1) - jnp.log(mask.sum(axis=1, keepdims=True))
+
+
+def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
+    """What is taken from the scores of each vector before they are merged."""
+    if merge == "max" or users.mask.shape[1] == 1:
+        return jnp.zeros(users.mask.shape)
+    return _log_partition(users, table)
 
 
 def _log_partition(users: Users, table: BlockedTable) -> Float[Array, "B M"]:

@@ -152,6 +152,9 @@ RULES = [
     ("model.slot", {"model.slot": "oracle", "model.name": "sasrec"}),
     ("diffusion.sampler_steps", {"model.slot": "vae", "model.name": "t2diff_causal", "diffusion.sampler_steps": 2}),
     ("diffusion.samples", {"model.slot": "regressor", "model.name": "t2diff_causal", "diffusion.samples": 2}),
+    ("diffusion.samples", {"model.slot": "empty", "diffusion.samples": 2}),
+    ("diffusion.samples", {"loss.label_smoothing": 0.1, "diffusion.samples": 2}),
+    ("diffusion.sampler_steps", {"model.slot": "learned", "model.name": "t2diff_causal", "diffusion.sampler_steps": 2}),
     ("diffusion.estimate", {"diffusion.estimate": "catalogue"}),
     (
         "diffusion.estimate",

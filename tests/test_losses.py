@@ -16,6 +16,7 @@ from t2diff_jax.losses import (
     first_places,
     full_softmax,
     mean_full_softmax,
+    mixture,
     sampled_softmax,
     weighted_mean,
 )
@@ -83,7 +84,7 @@ WEIGHTS = jnp.array([0.5, 0.0, 2.0, 1.0])
 @functools.partial(quick_jit, static_argnames=("smoothing", "chunk"))
 def mean_and_gradient(users, table, targets, weights, smoothing, chunk):
     def mean(users, table):
-        args = users, table, targets, VALID, weights
+        args = users[:, None], table, targets, VALID, weights
         return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
 
     return jax.value_and_grad(mean, argnums=(0, 1))(users, table)
@@ -209,7 +210,7 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
     assert 5 in kept[6] and 5 in behind(1, 2)
 
     def mean(users, table):
-        args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
+        args = users[:, None], table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
         return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
 
     value, (by_users, by_table) = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
@@ -227,12 +228,51 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+def test_a_mixture_by_hand():
+    """Probabilities 1/2 and 1/8: their mean is 5/16; one alone is itself; one that cannot be counts half."""
+    losses = jnp.log(jnp.array([[2.0, 8.0], [2.0, jnp.inf]]))
+    np.testing.assert_allclose(mixture(losses), np.log([16 / 5, 4]), rtol=1e-6)
+    np.testing.assert_allclose(mixture(losses[:1, :1]), losses[0, :1], rtol=1e-6)
+    gradient = jax.grad(lambda x: mixture(x)[0])(losses)
+    np.testing.assert_allclose(gradient, [[0.8, 0.2], [0, 0]], rtol=1e-6)
+    impossible = jnp.full((1, 2), jnp.inf)
+    assert np.isposinf(mixture(impossible)) and not np.any(jax.grad(lambda x: mixture(x).sum())(impossible))
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_several_vectors_are_a_mixture_against_numpy(chunk):
+    """The mean of three softmaxes at every position, without the seen; value and gradient."""
+    users, targets = jnp.asarray(normal(4, 8, 3, 3)), jnp.array([1, 6, 2, 3, 2, 4, 5, 3])
+    weights = jnp.array([1.0, 0.5, 0.0, 1.0, 2.0, 1.0, 1.0, 1.0])
+    kept = [[i for i in range(1, N + 1) if i == t or i not in behind(q // 4, q % 4)] for q, t in enumerate(targets)]
+
+    def mean(users, table):
+        args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
+        return mean_full_softmax(*args, label_smoothing=0.0, chunk=chunk)
+
+    def slow(users, table):
+        chances = [
+            jax.nn.softmax(user @ table[jnp.array(i)].T, axis=-1)[:, i.index(t)].mean()
+            for user, i, t in zip(users, kept, targets.tolist(), strict=True)
+        ]
+        return -jnp.log(jnp.stack(chances)) @ weights / weights.sum()
+
+    value, gradients = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
+    terms = []
+    for user, i, t in zip(np.asarray(users), kept, targets.tolist(), strict=True):
+        odds = np.exp(user @ np.asarray(TABLE)[i].T)
+        terms.append(-np.log(np.mean(odds[:, i.index(t)] / odds.sum(axis=1))))
+    np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
+    for got, wanted in zip(gradients, jax.grad(slow, argnums=(0, 1))(users, TABLE), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
 def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_them():
     users, targets = jnp.asarray(normal(3, 2, 3, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
     ids, weights = jnp.arange(1, N + 1), jnp.ones(6)
     args = users, TABLE[targets], TABLE[ids], targets, ids, N
     seen = Seen.of(HISTORY, 3, ROWS)
-    flat = users.reshape(6, 3), TABLE, targets.reshape(6), VALID, weights, seen
+    flat = users.reshape(6, 1, 3), TABLE, targets.reshape(6), VALID, weights, seen
     expected = mean_full_softmax(*flat, label_smoothing=0.0, chunk=0)
     np.testing.assert_allclose(sampled_softmax(*args, seen=HISTORY).mean(), expected, rtol=1e-5)
     with_own = sampled_softmax(*args, TABLE[HISTORY], HISTORY, HISTORY)

@@ -33,7 +33,7 @@ def test_cross_entropy_against_the_embeddings(negatives):
 
     def loss(params, vectors):
         items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, jax.random.key(0))
-        return items.embedding_cross_entropy(vectors, targets, weights, batch["history"])
+        return items.embedding_cross_entropy(vectors[:, :, None], targets, weights, batch["history"])
 
     value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
     assert not any(map(np.any, jax.tree.leaves(params))) and np.any(found)
@@ -45,21 +45,37 @@ def test_cross_entropy_against_the_embeddings(negatives):
 
 @pytest.mark.parametrize("positions", [1, 3, None])
 def test_seen_items_are_no_candidates(positions):
-    """With `loss.exclude_seen`, at each of the last places: softmax over what its window has not shown yet."""
+    """With `loss.exclude_seen`, at each of the last places: two softmaxes over what its window has not shown yet."""
     retriever, variables = built(model__name="sasrec", loss__exclude_seen=True, eval__exclude_seen=True)
     catalogue, batch = make_catalogue(), make_batch()
     history = np.asarray(batch["history"])
     length = positions or history.shape[1]
     targets, weights = (np.asarray(a)[:, -length:] for a in next_items(batch))
-    users = normal(1, *targets.shape, 8)
+    users = normal(1, *targets.shape, 2, 8)
     items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jax.random.key(0))
     table, terms = np.asarray(retriever.encode_items(variables, catalogue)), []
     for b, p in np.argwhere(weights > 0):
         seen = history[b, : history.shape[1] - length + p + 1].tolist()
         kept = [i for i in range(1, ITEMS + 1) if i == targets[b, p] or i not in seen]
-        terms.append(reference.cross_entropy(table[kept] @ users[b, p], kept.index(targets[b, p])))
+        each = [reference.cross_entropy(table[kept] @ user, kept.index(targets[b, p])) for user in users[b, p]]
+        terms.append(-np.log(np.mean(np.exp(-np.array(each)))))
     value = items.cross_entropy(*map(jnp.asarray, (users, targets, weights)), batch["history"])
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
+    """As each vector's own sampled loss, mixed: the same negatives for all of them."""
+    retriever, variables = built(model__name="sasrec", loss__negatives=5, loss__window_negatives=own)
+    catalogue, batch = make_catalogue(), make_batch()
+    targets, weights = next_items(batch)
+    users = jnp.asarray(normal(1, *targets.shape, 3, 8))
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jax.random.key(0))
+    for b, p in np.argwhere(weights > 0):
+        only = jnp.zeros_like(weights).at[b, p].set(1.0)
+        each = [items.cross_entropy(users[:, :, m, None], targets, only, batch["history"]) for m in range(3)]
+        value = items.cross_entropy(users, targets, only, batch["history"])
+        np.testing.assert_allclose(value, -np.log(np.mean(np.exp(-np.array(each)))), rtol=1e-5)
 
 
 def test_expected_item_by_hand():

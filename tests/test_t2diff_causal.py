@@ -627,6 +627,56 @@ def test_an_oracle_reads_the_target():
     assert losses[1] == 0 < losses[0]
 
 
+def test_learned_slots_are_the_same_for_everyone_and_one_vector_each():
+    changes = {"model__slot": "learned", "diffusion__samples": 3}
+    retriever, variables = model(**changes)
+    assert variables["params"]["learned"].shape == (3, 8)
+    users = np.asarray(encoder(**changes)(variables, BATCH, KEY))
+    np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))
+    assert users.shape == (5, 3, 8) and retriever.generate_items(variables, CATALOGUE, BATCH, KEY) is None
+    moved = encoder(**changes)(put(variables, ("params", "learned"), lambda x: x.at[1].set(x[2])), BATCH, KEY)
+    np.testing.assert_allclose(moved, users[:, [0, 2, 2]], atol=1e-5)
+    assert np.all(np.any(users[:, 1] != users[:, 2], axis=-1)[ROWS_WITH_BEHAVIOURS])
+
+
+def test_several_intents_learn_as_a_mixture():
+    """At every position the mean of the softmaxes of the M vectors there; every learned slot gets a gradient."""
+    retriever, variables = model(model__slot="learned", diffusion__samples=2)
+    net = functools.partial(retriever.net.apply, {"params": variables["params"]})
+    x = net(BATCH["history"], CATALOGUE, method="embed")
+    states, args = net(x, BATCH["history"], method="encode", deterministic=True), dict(last=False, deterministic=True)
+    slots = [jnp.broadcast_to(v, x.shape) for v in variables["params"]["learned"]]
+    users = np.stack([net(x, states, slot, BATCH, method="user", **args) for slot in slots])
+    scores = users @ np.asarray(retriever.encode_items(variables, CATALOGUE)).T
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    terms = []
+    for b, j in np.argwhere(VALID):
+        if BATCH["weight"][b] > 0:
+            each = [reference.cross_entropy(row[1 : ITEMS + 1], following[b, j] - 1) for row in scores[:, b, j]]
+            terms.append(-np.log(np.mean(np.exp(-np.array(each)))))
+
+    def loss(params):
+        return retriever.loss({**variables, "params": params}, CATALOGUE, BATCH, KEY)
+
+    (value, (metrics, _)), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    assert set(metrics) == {"loss_tower"}
+    gradient = gradients["learned"]
+    assert np.all(np.any(gradient, axis=1)) and np.isfinite(gradient).all()
+
+
+def test_intents_of_a_training_step_differ_by_their_noise(monkeypatch):
+    """From the same noise several intents are worth one; from noise of their own they are not."""
+
+    def tower(**changes):
+        retriever, variables = model(**changes)
+        return quick_jit(lambda: retriever.loss(variables, CATALOGUE, BATCH, KEY)[1][0]["loss_tower"])()
+
+    assert tower() != tower(diffusion__samples=2)
+    monkeypatch.setattr(t2diff_causal, "training_noise", lambda key, shape: lambda r: jnp.asarray(NOISE)[r])
+    np.testing.assert_allclose(tower(diffusion__samples=2), tower(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("slot", GENERATORS)
 def test_generated_items_are_those_of_the_slot(slot):
     """M of them a request, in the space of e(i); with them in the slot come the user vectors of `encode_user`."""

@@ -31,7 +31,7 @@ class Noised(NamedTuple):
 class Generated(NamedTuple):
     """What the diffusion module gives one training step: the slots, its loss (scalar), updated statistics."""
 
-    slots: jax.Array
+    slots: jax.Array | None
     loss: jax.Array
     stats: Stats
 

@@ -20,8 +20,9 @@ class StepItems(NamedTuple):
 
     Attributes:
       lookup: ids [...] -> e(i) [..., D].
-      cross_entropy: (user vectors [B, P, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss.
-      embedding_cross_entropy: the same for vectors [B, P, D] against e(i), which does not learn.
+      cross_entropy: (user vectors [B, P, M, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss;
+        the M vectors of a place are a mixture.
+      embedding_cross_entropy: the same for vectors [B, P, M, D] against e(i), which does not learn.
 
     Targets follow the last P places of the history; with `loss.exclude_seen` what lies behind a place is no candidate.
     """
@@ -62,8 +63,8 @@ def step_items(
             rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
         ) -> jax.Array:
             seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
-            flat = vectors.reshape(-1, vectors.shape[-1]), rows, targets.reshape(-1), valid, weights.reshape(-1), seen
-            return losses.mean_full_softmax(*flat, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
+            flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
+            return losses.mean_full_softmax(*flat, seen, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
 
         return StepItems(
             lambda ids: table[ids],
@@ -87,8 +88,11 @@ def step_items(
     ) -> jax.Array:
         own_ids, seen = None if own is None else history, history if loss.exclude_seen else None
         drawn = targets, negative_ids, catalogue.n_items
-        each = losses.sampled_softmax(vectors, positives, negatives, *drawn, own, own_ids, seen)
-        return losses.weighted_mean(each, weights)
+
+        def one(vectors: jax.Array) -> jax.Array:
+            return losses.sampled_softmax(vectors, positives, negatives, *drawn, own, own_ids, seen)
+
+        return losses.weighted_mean(losses.mixture(jax.vmap(one, 2, 2)(vectors)), weights)
 
     def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
         positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))

@@ -104,5 +104,5 @@ class SASRec:
         x = items.lookup(history)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key_dropout})
         targets, weights = next_items(batch)
-        loss = items.cross_entropy(users, targets, weights, history)
+        loss = items.cross_entropy(users[:, :, None], targets, weights, history)
         return loss, ({"loss_tower": loss}, variables["stats"])

@@ -84,6 +84,8 @@ class T2DiffCausal:
             return users, jnp.ones(users.shape[:2], bool)
         if self.model.slot == "oracle":
             slots = self._apply(variables, "embed", batch["target"], catalogue)[:, None]
+        elif self.model.slot == "learned":
+            slots = self._learned(variables, x[:, -1:])[:, 0]
         else:
             slots = self._intents(variables, catalogue, x, states, batch, key)
 
@@ -97,7 +99,7 @@ class T2DiffCausal:
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> jax.Array | None:
         """The generated next items xhat_{n+1} of every request, [B, M, D]; None where nothing is generated."""
-        if self.model.slot in ("empty", "oracle"):
+        if self.model.slot in ("empty", "learned", "oracle"):
             return None
         x = self._apply(variables, "embed", batch["history"], catalogue)
         states = self._apply(variables, "encode", x, batch["history"], deterministic=True)
@@ -182,21 +184,44 @@ class T2DiffCausal:
         history = batch["history"]
         x = items.lookup(history)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
-        slots, stats, loss_kl = None, variables["stats"], jnp.zeros(())
-        if self.model.slot != "empty":
-            generated = self.diffuse(variables, catalogue, items, x, states, batch, key_diffusion)
-            slots, loss_kl, stats = generated
-        users = self._apply(
-            variables, "user", x, states, slots, batch, last=False, deterministic=False, rngs={"dropout": key_user}
-        )
-        targets, weights = next_items(batch)
-        loss_tower = items.cross_entropy(users, targets, weights, history)
-        metrics = {"loss_tower": loss_tower}
-        if slots is not None:
-            metrics |= {"loss_diffusion": loss_kl, "drift_scale": drift_scale(stats)}
-            closeness = cosine(slots[:, -1], items.lookup(batch["target"]))
+        generated = self._fill(variables, catalogue, items, x, states, batch, key_diffusion)
+
+        def one(slots: jax.Array | None) -> jax.Array:
+            args = dict(last=False, deterministic=False, rngs={"dropout": key_user})
+            return self._apply(variables, "user", x, states, slots, batch, **args)
+
+        slots = generated.slots
+        users = one(None)[:, :, None] if slots is None else jax.vmap(one, 2, 2)(slots)
+        loss_tower = items.cross_entropy(users, *next_items(batch), history)
+        metrics, stats = {"loss_tower": loss_tower}, generated.stats
+        if self.model.slot not in ("empty", "learned"):
+            metrics |= {"loss_diffusion": generated.loss, "drift_scale": drift_scale(stats)}
+            closeness = cosine(slots[:, -1, 0], items.lookup(batch["target"]))
             metrics |= {"slot_cosine": weighted_mean(closeness, batch["weight"])}
-        return loss_tower + self.diffusion.weight * loss_kl, (metrics, stats)
+        return loss_tower + self.diffusion.weight * generated.loss, (metrics, stats)
+
+    def _fill(
+        self,
+        variables: Variables,
+        catalogue: Catalogue,
+        items: StepItems,
+        x: jax.Array,
+        states: jax.Array,
+        batch: Batch,
+        key: jax.Array,
+    ) -> Generated:
+        """What one training step puts into the slots [B, L, M, D]; None where they stay empty."""
+        match self.model.slot:
+            case "empty":
+                return Generated(None, jnp.zeros(()), variables["stats"])
+            case "learned":
+                return Generated(self._learned(variables, x), jnp.zeros(()), variables["stats"])
+        return self.diffuse(variables, catalogue, items, x, states, batch, key)
+
+    def _learned(self, variables: Variables, x: jax.Array) -> jax.Array:
+        """The same M learned vectors at every position of x [B, P, D], [B, P, M, D]."""
+        vectors = self._apply(variables, "learned_slots")
+        return jnp.broadcast_to(vectors, (*x.shape[:2], *vectors.shape))
 
     def diffuse(
         self,
@@ -221,23 +246,26 @@ class T2DiffCausal:
         z0, mask, weight = clean(self.diffusion, truth_x, target), batch["history"] > 0, batch["weight"]
         stats = update_drift_scale(variables["stats"], z0, mask, weight, self.diffusion.scale_decay)
         if self.model.slot == "oracle":
-            return Generated(generated_item(self.diffusion, truth_x, z0), jnp.zeros(()), stats)
+            return Generated(generated_item(self.diffusion, truth_x, z0)[:, :, None], jnp.zeros(()), stats)
         variables, scale = {**variables, "stats": stats}, drift_scale(stats)
 
         def placed(z: jax.Array) -> jax.Array:
             return scale * generated_item(self.diffusion, context.x, z)
 
         def cross_entropy(z: jax.Array) -> jax.Array:
-            return items.embedding_cross_entropy(placed(z), *next_items(batch), batch["history"])
+            return items.embedding_cross_entropy(placed(z)[:, :, None], *next_items(batch), batch["history"])
 
         context, truth = self.context(variables, *cut((x, states)), mask), Truth(z0 / scale, weight, cross_entropy)
         apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
         lesson = self.generator.learn(apply, frozen, truth, context, key_learn)
         settle = self.settle(cut(variables), catalogue, cut(context), batch["history"])
         if self.diffusion.slot_training == "denoised":
-            slots = placed(settle(lesson.estimate))
-        else:
-            slots = self.generate(*cut((variables, context)), training_noise(key_slot, x.shape), settle)
+            return Generated(cut(placed(settle(lesson.estimate)))[:, :, None], lesson.loss, stats)
+
+        def intent(key: jax.Array) -> jax.Array:
+            return self.generate(*cut((variables, context)), training_noise(key, x.shape), settle)
+
+        slots = jax.vmap(intent, out_axes=2)(jax.random.split(key_slot, self.diffusion.samples))
         return Generated(cut(slots), lesson.loss, stats)
 
     def context(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> Context:

@@ -37,6 +37,8 @@ class T2DiffCausalNet(nn.Module):
             self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
         if self.sizes.user_features:
             self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
+        if m.slot == "learned":
+            self.learned = self.param("learned", nn.initializers.normal(1.0), (self.diffusion.samples, m.dim))
         if m.slot != "empty":
             self.slot_in = nn.Dense(m.dim, dtype=dtype)
         d = self.diffusion
@@ -86,6 +88,10 @@ class T2DiffCausalNet(nn.Module):
     def denoise(self, z: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
         """zhat_0 of P positions, [B, P, D]; r [1 or B, 1 or P]."""
         return self.denoiser(z, r, condition)
+
+    def learned_slots(self) -> jax.Array:
+        """Slot learned: the M vectors, [M, D]."""
+        return self.learned
 
     def recognise(self, z0: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
         """Slot vae: mean and log variance of the latent that stands for z_0, [B, P, 2 D]."""
@@ -156,7 +162,7 @@ class T2DiffCausalNet(nn.Module):
 
     def _touch_generator(self, x: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
         r = jnp.ones((1, 1), jnp.int32)
-        if self.model.slot == "oracle":
+        if self.model.slot in ("learned", "oracle"):
             return x
         if self.model.slot == "diffurec":
             return self.denoise_window(x, r, x, mask, x)
