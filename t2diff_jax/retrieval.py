@@ -46,7 +46,8 @@ def ranks(
 
     NaN where a score is NaN or infinite, and for a user without a vector.
 
-    merge: "max" over the M user vectors, or "softmax_mean" (the log of the mean of their softmaxes).
+    merge: "max" over the M user vectors, or "softmax_mean": the log of the mean of their softmaxes over what may be
+      ranked.
     """
     shift = _shift(users, table, merge)
     own = _dot("bmu,bu->bm", users.vectors, target_vectors)
@@ -92,15 +93,22 @@ def _block_scores(
 ) -> tuple[Array, Array]:
     """ids [1, b] and merged scores [B, b] of one block; -inf for what may not be ranked."""
     vectors, start = block
-    ids = (start + jnp.arange(vectors.shape[0], dtype=jnp.int32))[None]
+    ids, rankable = _rankable(users, start, vectors.shape[0], n_items)
     scores = _merge(_dot("bmu,nu->bmn", users.vectors, vectors) - shift[..., None], users.mask, merge)
-    scores = jnp.where((ids > 0) & (ids <= n_items), scores, -jnp.inf)
-    if users.excluded is not None:
-        place = users.excluded - start
-        # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
-        place = jnp.where(place < 0, vectors.shape[0], place)
-        scores = scores.at[jnp.arange(scores.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
-    return ids, scores
+    return ids, jnp.where(rankable, scores, -jnp.inf)
+
+
+def _rankable(users: Users, start: Array, size: int, n_items: Array) -> tuple[Array, Array]:
+    """ids [1, b] of one block and which of them may be ranked, [B or 1, b]."""
+    ids = (start + jnp.arange(size, dtype=jnp.int32))[None]
+    items = (ids > 0) & (ids <= n_items)
+    if users.excluded is None:
+        return ids, items
+    place = users.excluded - start
+    # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
+    place = jnp.where(place < 0, size, place)
+    items = jnp.broadcast_to(items, (len(place), size))
+    return ids, items.at[jnp.arange(len(place))[:, None], place].set(False, mode="drop")
 
 
 def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) -> Float[Array, "B n"]:
@@ -111,22 +119,18 @@ def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) 
 
 
 def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
-    """What is taken from the scores of each vector before they are merged."""
-    if merge == "max" or users.mask.shape[1] == 1:
+    """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
+    if merge == "max":
         return jnp.zeros(users.mask.shape)
-    return _log_partition(users, table)
 
-
-def _log_partition(users: Users, table: BlockedTable) -> Float[Array, "B M"]:
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         vectors, start = block
-        ids = start + jnp.arange(vectors.shape[0])
-        scores = _dot("bmu,nu->bmn", users.vectors, vectors)
-        scores = jnp.where((ids > 0) & (ids <= table.n_items), scores, -jnp.inf)
+        _, rankable = _rankable(users, start, vectors.shape[0], table.n_items)
+        scores = jnp.where(rankable[:, None], _dot("bmu,nu->bmn", users.vectors, vectors), -jnp.inf)
         return jnp.logaddexp(total, jax.nn.logsumexp(scores, axis=-1)), None
 
     total, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))
-    return total
+    return jnp.where(total > -jnp.inf, total, 0)  # where nothing may be ranked
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

@@ -30,15 +30,19 @@ def example(log, user, position, *, length, session_length, session_gap):
 # --- retrieval: the whole score matrix in float64 ---------------------------------------------------------------------
 
 
-def score_matrix(vectors, mask, table, n_items, merge):
-    """Merged scores float64 [B, n_items + 1]; column 0 (padding) is -inf. vectors [B, M, U], mask [B, M]."""
+def score_matrix(vectors, mask, table, n_items, merge, excluded=None):
+    """Merged scores float64 [B, n_items + 1]; column 0 (padding) is -inf. vectors [B, M, U], mask [B, M].
+
+    The softmaxes that are merged are over the items that are not excluded.
+    """
     scores = np.einsum("bmu,nu->bmn", vectors.astype(np.float64), table[: n_items + 1].astype(np.float64))
     rows = []
-    for row, valid in zip(scores, mask, strict=True):
+    for b, (row, valid) in enumerate(zip(scores, mask, strict=True)):
         row = row[valid][:, 1:]
         if merge == "softmax_mean":
             exp = np.exp(row - row.max(axis=1, keepdims=True))
-            merged = np.log((exp / exp.sum(axis=1, keepdims=True)).mean(axis=0))
+            left = np.array([excluded is None or i not in excluded[b] for i in range(1, n_items + 1)])
+            merged = np.log((exp / exp[:, left].sum(axis=1, keepdims=True)).mean(axis=0))
         else:
             merged = row.max(axis=0)
         rows.append(np.concatenate([[-np.inf], merged]))

@@ -67,13 +67,12 @@ def naive(evaluator, variables, targets, k):
     """(ranks, top-k ids) one target at a time."""
     log, merge = evaluator.log, evaluator.config.merge
     vectors = np.asarray(variables["users"])[targets.users]
-    scores = reference.score_matrix(
-        vectors, np.ones(vectors.shape[:2], bool), np.asarray(variables["items"]), 30, merge
-    )
     seen = None
     if evaluator.config.exclude_seen:
         starts = log.offsets[targets.users]
         seen = [log.items[start : start + p] for start, p in zip(starts, targets.positions, strict=True)]
+    all_valid, items = np.ones(vectors.shape[:2], bool), np.asarray(variables["items"])
+    scores = reference.score_matrix(vectors, all_valid, items, 30, merge, seen)
     return reference.ranks(scores, target_items(log, targets), seen), reference.top_k(scores, k, seen)[1]
 
 

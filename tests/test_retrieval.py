@@ -109,7 +109,7 @@ def test_random_tables(block, merge, vectors, excluded):
     n_items = 50
     v, mask, table, targets, out = case(1, vectors=vectors, excluded=excluded)
     options = dict(n_items=n_items, block=block, merge=merge)
-    matrix = reference.score_matrix(v, mask, table, n_items, merge)
+    matrix = reference.score_matrix(v, mask, table, n_items, merge, out)
     expected = reference.ranks(matrix, targets, out)
     np.testing.assert_array_equal(run_ranks(v, mask, table, targets, out, **options), expected)
     for k in (3, 60):
@@ -117,6 +117,13 @@ def test_random_tables(block, merge, vectors, excluded):
         expected_scores, expected_ids = reference.top_k(matrix, k, out)
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_where_everything_is_excluded_the_target_is_first():
+    v, mask, table, targets, _ = case(3, vectors=2)
+    out = np.broadcast_to(np.arange(51, dtype=np.int32), (len(v), 51))
+    found = run_ranks(v, mask, table, targets, out, n_items=50, block=16, merge="softmax_mean")
+    np.testing.assert_array_equal(found, 1)
 
 
 @pytest.mark.parametrize(("block", "vectors"), [(8, 1), (1000, 1), (16, 2)])
@@ -230,7 +237,7 @@ def test_overflow_makes_the_rank_nan(bad, merge):
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("merge", "excluded"), [("max", True), ("softmax_mean", False)])
+@pytest.mark.parametrize(("merge", "excluded"), [("max", True), ("softmax_mean", False), ("softmax_mean", True)])
 def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
     n_items = 90
     v, mask, table, targets, out = case(9, n_items=n_items, filling=5, users=16, vectors=2, excluded=excluded)
@@ -246,7 +253,7 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
 
     single = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     expected_ranks, expected_scores, expected_ids = run(single)
-    matrix = reference.score_matrix(v, mask, table, n_items, merge)
+    matrix = reference.score_matrix(v, mask, table, n_items, merge, out)
     np.testing.assert_array_equal(expected_ranks, reference.ranks(matrix, targets, out))
     for data, model in ((8, 1), (2, 4)):
         found_ranks, scores, ids = run(make_mesh(MeshConfig(data, model)))
