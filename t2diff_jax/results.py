@@ -133,17 +133,21 @@ def _without_folders(value: Any) -> Any:
 
 
 def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by row, seeds in order.
+    """Runs by row, seeds in order. Where the data lie is no difference: copies that were kept stand beside new runs.
 
     Raises:
       ResultsError: runs of one row differ in more than the seed.
     """
+
+    def recipe(run: Run) -> dict[str, Any]:
+        return {**_without_folders(run.config), "seed": 0}
+
     rows: dict[str, list[Run]] = collections.defaultdict(list)
     for run in runs:
         rows[run.label].append(run)
     for label, group in rows.items():
         group.sort(key=lambda run: run.config["seed"])
-        if any({**run.config, "seed": 0} != {**group[0].config, "seed": 0} for run in group):
+        if any(recipe(run) != recipe(group[0]) for run in group):
             raise ResultsError(f"the runs {label}_seed* differ in more than their seed")
         if len({run.config["seed"] for run in group}) < len(group):
             raise ResultsError(f"two of the runs {label}_seed* have the same seed")

@@ -152,6 +152,15 @@ def test_ranks_of_another_kind_of_ranking_are_not_compared(tmp_path):
     assert head[-2] == "ndcg@10 against b [95 %]" and (only[0], only[-2]) == ("b", "")
 
 
+def test_copies_stand_beside_new_runs(tmp_path):
+    """A kept copy names no folder of its data; a new seed of the same row does."""
+    make_run(tmp_path / "a_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "new" / "a_seed1", [evaluation(0.2)], seed=1)
+    results.keep(read_run(tmp_path / "a_seed0"), tmp_path / "kept")
+    runs = [read_run(tmp_path / "new" / "a_seed1"), read_run(tmp_path / "kept" / "a_seed0")]
+    assert [run.config["seed"] for run in rows_of(runs)["a"]] == [0, 1]
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     make_run(tmp_path / "a_seed0", [evaluation(0.2)])
     make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1, dropout=0.7)
