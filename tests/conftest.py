@@ -1,6 +1,7 @@
-"""Session strictness: 8 CPU devices, rank promotion is an error."""
+"""Session strictness: 8 CPU devices, rank promotion is an error, Ctrl-C as in a terminal."""
 
 import os
+import signal
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -8,3 +9,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell lets what it starts in the background ignore Ctrl-C, and tests of Ctrl-C would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
