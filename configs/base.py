@@ -112,7 +112,8 @@ def get_config() -> ConfigDict:
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
             clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process
-            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture, see eval.merge
+            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (but where
+            # slot_training=denoised, and t2diff, which learn one): then eval.merge=softmax_mean
             samples=1,
             scale_decay=0.99,  # decay of the running drift scale
             kl_weight=1.0,  # slot vae: weight of the divergence beside the square error

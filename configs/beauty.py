@@ -2,9 +2,9 @@
 
 python train.py --config configs/beauty.py --config.data.path=LOG.csv --workdir runs/beauty
 
-8 minutes on one CPU core. Test, seed 0 (commit 12a0784, these keys as flags), items already had excluded, with
---config.model.slot=empty: HR@10 .082, NDCG@10 .050; with --config.model.name=sasrec .070, .040. With diffusion in the
-slot: to be measured.
+8 minutes of training on one busy CPU core. Test, seed 0 (commit 12a0784, these keys as flags), items already had
+excluded, with --config.model.slot=empty: HR@10 .082, NDCG@10 .050; with --config.model.name=sasrec .070, .040. With
+diffusion in the slot: to be measured.
 """
 
 from configs import table

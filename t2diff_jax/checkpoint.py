@@ -293,7 +293,8 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
     """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
 
     Raises:
-      ConfigError: lists the fields that differ apart from train.*, eval.*, mesh.*, optim.*, data.path and the sampler.
+      ConfigError: lists the fields that differ apart from train.*, eval.*, mesh.*, optim.*, data.path, the sampler and
+        the number of drawn intents.
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir)

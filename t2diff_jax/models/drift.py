@@ -29,7 +29,7 @@ class Noised(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What the diffusion module gives one training step: the slots, its loss (scalar), updated statistics."""
+    """What fills the slots of one training step: they (None: nothing does), its loss (scalar), updated statistics."""
 
     slots: jax.Array | None
     loss: jax.Array

@@ -184,39 +184,26 @@ class T2DiffCausal:
         history = batch["history"]
         x = items.lookup(history)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
-        generated = self._fill(variables, catalogue, items, x, states, batch, key_diffusion)
+        match self.model.slot:
+            case "empty":
+                filled = Generated(None, jnp.zeros(()), variables["stats"])
+            case "learned":
+                filled = Generated(self._learned(variables, x), jnp.zeros(()), variables["stats"])
+            case _:
+                filled = self.diffuse(variables, catalogue, items, x, states, batch, key_diffusion)
 
-        def one(slots: jax.Array | None) -> jax.Array:
+        def user(slots: jax.Array | None) -> jax.Array:
             args = dict(last=False, deterministic=False, rngs={"dropout": key_user})
             return self._apply(variables, "user", x, states, slots, batch, **args)
 
-        slots = generated.slots
-        users = one(None)[:, :, None] if slots is None else jax.vmap(one, 2, 2)(slots)
+        users = user(None)[:, :, None] if filled.slots is None else jax.vmap(user, 2, 2)(filled.slots)
         loss_tower = items.cross_entropy(users, *next_items(batch), history)
-        metrics, stats = {"loss_tower": loss_tower}, generated.stats
+        metrics, stats = {"loss_tower": loss_tower}, filled.stats
         if self.model.slot not in ("empty", "learned"):
-            metrics |= {"loss_diffusion": generated.loss, "drift_scale": drift_scale(stats)}
-            closeness = cosine(slots[:, -1, 0], items.lookup(batch["target"]))
+            metrics |= {"loss_diffusion": filled.loss, "drift_scale": drift_scale(stats)}
+            closeness = cosine(filled.slots[:, -1, 0], items.lookup(batch["target"]))
             metrics |= {"slot_cosine": weighted_mean(closeness, batch["weight"])}
-        return loss_tower + self.diffusion.weight * generated.loss, (metrics, stats)
-
-    def _fill(
-        self,
-        variables: Variables,
-        catalogue: Catalogue,
-        items: StepItems,
-        x: jax.Array,
-        states: jax.Array,
-        batch: Batch,
-        key: jax.Array,
-    ) -> Generated:
-        """What one training step puts into the slots [B, L, M, D]; None where they stay empty."""
-        match self.model.slot:
-            case "empty":
-                return Generated(None, jnp.zeros(()), variables["stats"])
-            case "learned":
-                return Generated(self._learned(variables, x), jnp.zeros(()), variables["stats"])
-        return self.diffuse(variables, catalogue, items, x, states, batch, key)
+        return loss_tower + self.diffusion.weight * filled.loss, (metrics, stats)
 
     def _learned(self, variables: Variables, x: jax.Array) -> jax.Array:
         """The same M learned vectors at every position of x [B, P, D], [B, P, M, D]."""
