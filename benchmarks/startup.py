@@ -37,8 +37,8 @@ state, _ = clock("first_step", lambda: step(state, experiment.catalogue, batch))
 for _ in range(5):
     state, _ = clock("steady_step", lambda: step(state, experiment.catalogue, batch))
 evaluator, targets = experiment.evaluator(), experiment.split.validation
-clock("first_evaluation", lambda: evaluator.rank_targets(state.evaluation_variables(), targets, 1))
-clock("evaluation", lambda: evaluator.rank_targets(state.evaluation_variables(), targets, 1))
+clock("first_evaluation", lambda: evaluator.score_targets(state.evaluation_variables(), targets, 1))
+clock("evaluation", lambda: evaluator.score_targets(state.evaluation_variables(), targets, 1))
 print(json.dumps(times | {"targets": len(targets)}))
 """
 

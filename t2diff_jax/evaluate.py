@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,23 @@ from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
-from t2diff_jax.retrieval import BlockedTable, Users, block_table, ranks, top_k
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, log_loss, ranks, top_k
 from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
 Curve = list[dict[str, float | int]]
+
+
+class TargetScores(NamedTuple):
+    """How a model did on each target, float32 [noise_keys, n] each.
+
+    Attributes:
+      ranks: `retrieval.ranks`.
+      log_loss: `retrieval.log_loss`, in nats; None of a model whose scores are no logits.
+    """
+
+    ranks: np.ndarray
+    log_loss: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +54,11 @@ class Evaluator:
     mesh: Mesh
     seed: int
 
-    def rank_targets(self, variables: Variables, targets: Targets, noise_keys: int) -> np.ndarray:
-        """Rank of every target under every noise key, float32 [noise_keys, n]."""
+    def score_targets(self, variables: Variables, targets: Targets, noise_keys: int) -> TargetScores:
+        """Rank and log loss of every target under every noise key."""
         table, keys = self._build_table(variables, self.catalogue), jnp.stack(self._keys(noise_keys))
-        parts = fetch_each(self._rank(variables, self.catalogue, table, b, keys) for b in self._batches(targets))
-        return np.concatenate(parts, axis=1)[:, : len(targets)]
+        parts = fetch_each(self._score(variables, self.catalogue, table, b, keys) for b in self._batches(targets))
+        return TargetScores(*(np.concatenate(a, axis=1)[:, : len(targets)] for a in zip(*parts, strict=True)))
 
     def recommend(self, variables: Variables, targets: Targets, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Top-k scores float32 [n, k] and item ids int32 [n, k] for every target's request, under the first noise key.
@@ -121,20 +133,20 @@ class Evaluator:
         return jax.jit(build)
 
     @functools.cached_property
-    def _rank(self):
-        def rank(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, keys: jax.Array):
+    def _score(self):
+        def score(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, keys: jax.Array):
             own = table.blocks.reshape(-1, table.blocks.shape[-1])[batch["target"]]
 
-            def under_one_key(users: tuple[jax.Array, jax.Array]) -> jax.Array:
-                users = Users(*users, batch.get("seen"))
-                return ranks(users, table, batch["target"], own, merge=self.config.merge)
+            def under_one_key(users: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+                args = Users(*users, batch.get("seen")), table, batch["target"], own
+                return ranks(*args, merge=self.config.merge), log_loss(*args)
 
             # What the noise does not reach is encoded once for all keys.
             encode = jax.vmap(self.retriever.encode_user, (None, None, None, 0))
             return jax.lax.map(under_one_key, encode(variables, catalogue, batch, keys))
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
-        return jax.jit(rank, in_shardings=placed, out_shardings=replicated(self.mesh))
+        return jax.jit(score, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property
     def _encode_alone(self):
@@ -192,10 +204,17 @@ class Evaluator:
         return Users(vectors, mask, batch.get("seen"))
 
 
-def summarise(ranks_by_key: np.ndarray, targets: Targets, ks: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+def summarise(scores: TargetScores, targets: Targets, ks: tuple[int, ...]) -> dict[str, tuple[float, float]]:
     """(mean, spread over noise keys) of each metric, over the targets that have a history."""
-    warm = targets.positions > 0
-    return mean_and_spread([ranking_metrics(row[warm], ks) for row in ranks_by_key])
+    return _summary(scores, targets.positions > 0, ks)
+
+
+def _summary(scores: TargetScores, of: np.ndarray, ks: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+    rows = [ranking_metrics(ranks, ks) for ranks in scores.ranks[:, of]]
+    if scores.log_loss is not None:
+        losses = scores.log_loss[:, of].sum(axis=1, dtype=np.float64) / of.sum() if of.any() else [np.nan] * len(rows)
+        rows = [row | {"log_loss": float(loss)} for row, loss in zip(rows, losses, strict=True)]
+    return mean_and_spread(rows)
 
 
 def summarise_slot(quality: dict[str, np.ndarray], targets: Targets, ks: tuple[int, ...]) -> dict[str, Any]:
@@ -217,14 +236,14 @@ def coverage(recommended: np.ndarray, n_items: int, ks: tuple[int, ...]) -> dict
 
 
 def report(
-    evaluator: Evaluator, variables: Variables, targets: Targets, ranks_by_key: np.ndarray, popularity: np.ndarray
+    evaluator: Evaluator, variables: Variables, targets: Targets, scores: TargetScores, popularity: np.ndarray
 ) -> dict[str, Any]:
     """All that is told about one evaluated model, ready for JSON; popularity: training counts by item id [R]."""
     ks, log = evaluator.config.ks, evaluator.log
     warm = targets.positions > 0
     target_items = log.items[log.offsets[targets.users] + targets.positions]
     _, recommended = evaluator.recommend(variables, targets, min(max(ks), log.n_items))
-    metrics = summarise(ranks_by_key, targets, ks)
+    metrics, ranks_by_key = summarise(scores, targets, ks), scores.ranks
     result = {
         "metrics": {name: {"mean": mean, "spread": spread} for name, (mean, spread) in metrics.items()},
         "noise_keys": len(ranks_by_key),
@@ -241,7 +260,7 @@ def report(
     if (quality := evaluator.slot_quality(variables, targets)) is not None:
         result["slot"] = summarise_slot(quality, targets, ks)
     if not warm.all():
-        cold = mean_and_spread([ranking_metrics(row[~warm], ks) for row in ranks_by_key])
+        cold = _summary(scores, ~warm, ks)
         result["metrics_without_history"] = {k: {"mean": m, "spread": s} for k, (m, s) in cold.items()}
     return result
 

@@ -30,32 +30,33 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint (the best by validation if `step` is None) on the targets of a split: test, validation.
 
     Prints the table, writes `{name}.json` and, if that is the split's usual name, `{split}_ranks.npz` (users,
-    positions, targets, ranks [noise_keys, n]).
+    positions, targets; ranks and log_loss [noise_keys, n]).
     """
     config, log, targets = experiment.config, experiment.log, getattr(experiment.split, split)
     state, step = restore(experiment, workdir, step)
     counts = to_host(experiment.mesh, experiment.catalogue.counts)
     evaluator, variables = experiment.evaluator(), state.evaluation_variables()
-    ranks = evaluator.rank_targets(variables, targets, config.eval.noise_keys)
+    scores = evaluator.score_targets(variables, targets, config.eval.noise_keys)
     result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": split}
-    result |= report(evaluator, variables, targets, ranks, counts)
+    result |= report(evaluator, variables, targets, scores, counts)
     result["milliseconds_per_user"] = evaluator.milliseconds_per_user(variables, targets)
     if "slot" in result:
         diffusion = config.diffusion
         steps = sampling_steps(diffusion.steps, min(diffusion.steps, _STEPS_SHOWN))[::-1].tolist()
         by_r = evaluator.denoising_quality(variables, targets.first(_DENOISED_TARGETS), steps)
         result["slot"] |= {"calls": diffusion.sampler_steps, "samples": diffusion.samples, "denoised_by_r": by_r}
-    rows = {config.model.name: summarise(ranks, targets, config.eval.ks)}
+    rows = {config.model.name: summarise(scores, targets, config.eval.ks)}
     if config.eval.popularity:
         popular = experiment.popularity_evaluator()
-        popular_ranks = popular.rank_targets({}, targets, 1)
-        result["popularity"] = report(popular, {}, targets, popular_ranks, counts)
+        # Counts are no logits.
+        popular_scores = popular.score_targets({}, targets, 1)._replace(log_loss=None)
+        result["popularity"] = report(popular, {}, targets, popular_scores, counts)
         rows["popularity"] = {
-            name: (mean, None) for name, (mean, _) in summarise(popular_ranks, targets, config.eval.ks).items()
+            name: (mean, None) for name, (mean, _) in summarise(popular_scores, targets, config.eval.ks).items()
         }
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
-        arrays = dict(users=targets.users, positions=targets.positions, targets=items, ranks=ranks)
+        arrays = dict(users=targets.users, positions=targets.positions, targets=items, **scores._asdict())
         if name == evaluation_name(split):
             np.savez_compressed(workdir / f"{split}_ranks.npz", **arrays)
         write_json(workdir / f"{name}.json", result)

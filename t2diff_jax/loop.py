@@ -190,5 +190,5 @@ class _Validation:
         self._evaluator, self._targets = experiment.evaluator(), experiment.split.validation
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        ranks = self._evaluator.rank_targets(state.evaluation_variables(), self._targets, 1)
-        return {name: mean for name, (mean, _) in summarise(ranks, self._targets, self._evaluator.config.ks).items()}
+        scores = self._evaluator.score_targets(state.evaluation_variables(), self._targets, 1)
+        return {name: mean for name, (mean, _) in summarise(scores, self._targets, self._evaluator.config.ks).items()}

@@ -1,4 +1,4 @@
-"""Scoring users against the whole item table: streaming ranks and exact top-k, a block of items at a time.
+"""Scoring users against the whole item table: streaming ranks, log loss, exact top-k; a block of items at a time.
 
 No [B, N] matrix is kept. Products are in full float32: an accelerator's default would round the scores that ranks
 compare.
@@ -68,6 +68,22 @@ def ranks(
     return jnp.where(bad, jnp.nan, 1 + greater)
 
 
+def log_loss(
+    users: Users, table: BlockedTable, targets: Int[Array, " B"], target_vectors: Float[Array, "B U"]
+) -> Float[Array, " B"]:
+    """-log of a target's probability, float32 [B]: of the mean of the M softmaxes over it and what else may be ranked.
+
+    NaN where a score is NaN or infinite, and for a user without a vector.
+    """
+    own = _dot("bmu,bu->bm", users.vectors, target_vectors)
+    total = _log_totals(users, table)
+    if users.excluded is not None:
+        repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
+        total = jnp.where(repeats, jnp.logaddexp(total, own), total)
+    loss = -_merge((own - total)[..., None], users.mask, "softmax_mean")[:, 0]
+    return jnp.where(jnp.isfinite(loss), loss, jnp.nan)
+
+
 def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """The k best items: scores, and ids in descending order of score, the smaller id first on a tie.
 
@@ -122,6 +138,12 @@ def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]
     """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
     if merge == "max":
         return jnp.zeros(users.mask.shape)
+    total = _log_totals(users, table)
+    return jnp.where(total > -jnp.inf, total, 0)  # where nothing may be ranked
+
+
+def _log_totals(users: Users, table: BlockedTable) -> Float[Array, "B M"]:
+    """Log of the sum of exp(score) over what may be ranked, for each vector; -inf where nothing may."""
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         vectors, start = block
@@ -129,8 +151,7 @@ def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]
         scores = jnp.where(rankable[:, None], _dot("bmu,nu->bmn", users.vectors, vectors), -jnp.inf)
         return jnp.logaddexp(total, jax.nn.logsumexp(scores, axis=-1)), None
 
-    total, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))
-    return jnp.where(total > -jnp.inf, total, 0)  # where nothing may be ranked
+    return jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))[0]
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

@@ -72,8 +72,10 @@ def test_the_result_file(quickstart):
     }  # fmt: skip
     assert 390 <= result["targets"] <= 400  # five per user, fewer where the history is short
     assert result["seen_items_excluded"] is False and result["targets_without_history"] == 0
-    assert set(result["metrics"]) == {f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)}
-    for value in result["metrics"].values():
+    names = {f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)}
+    assert set(result["metrics"]) == names | {"log_loss"} and set(result["popularity"]["metrics"]) == names
+    assert 3 < result["metrics"]["log_loss"]["mean"] < np.log(result["catalogue"])
+    for value in (result["metrics"][name] for name in names):
         assert 0 < value["mean"] < 1 and 0 <= value["spread"] < 0.05
     assert any(value["spread"] > 0 for value in result["metrics"].values())  # the noise keys do differ
     best = max((line for line in tiny.metrics(workdir) if line["split"] == "validation"), key=lambda x: x["ndcg@10"])

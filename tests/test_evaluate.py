@@ -17,7 +17,15 @@ from t2diff_jax.config import MeshConfig, from_mapping
 from t2diff_jax.data.batches import Windows
 from t2diff_jax.data.catalogue import make_catalogue
 from t2diff_jax.data.splits import Targets, temporal
-from t2diff_jax.evaluate import Evaluator, coverage, recommendations_text, report, summarise, summarise_slot
+from t2diff_jax.evaluate import (
+    Evaluator,
+    TargetScores,
+    coverage,
+    recommendations_text,
+    report,
+    summarise,
+    summarise_slot,
+)
 from t2diff_jax.metrics import ranking_metrics
 from t2diff_jax.sharding import make_mesh, put_catalogue
 from t2diff_jax.writer import write_json
@@ -80,7 +88,7 @@ def naive(evaluator, variables, targets, k):
 def test_ranks_and_recommendations_against_a_loop(exclude_seen, merge):
     evaluator, variables, targets = setup(exclude_seen=exclude_seen, merge=merge)
     assert len(targets) % 16 and (targets.positions == 0).any()
-    ranks = evaluator.rank_targets(variables, targets, 2)
+    ranks = evaluator.score_targets(variables, targets, 2).ranks
     expected, expected_ids = naive(evaluator, variables, targets, 30)
     assert ranks.shape == (2, len(targets)) and ranks.dtype == np.float32
     np.testing.assert_array_equal(ranks[0], expected)  # every target once, in order
@@ -94,28 +102,28 @@ def test_excluding_seen_items_can_only_lift_a_target():
     ranks = {}
     for exclude in (False, True):
         evaluator, variables, targets = setup(exclude_seen=exclude, merge="max")
-        ranks[exclude] = evaluator.rank_targets(variables, targets, 1)[0]
+        ranks[exclude] = evaluator.score_targets(variables, targets, 1).ranks[0]
     assert (ranks[True] <= ranks[False]).all() and (ranks[True] < ranks[False]).any()
 
 
 def test_every_noise_key_gives_a_row():
     evaluator, variables, targets = setup(noise=0.5, exclude_seen=True)
-    ranks = evaluator.rank_targets(variables, targets, 3)
+    ranks = evaluator.score_targets(variables, targets, 3).ranks
     assert ranks.shape == (3, len(targets))
     assert (ranks[0] != ranks[1]).any() and (ranks[1] != ranks[2]).any()
-    np.testing.assert_array_equal(ranks[:2], evaluator.rank_targets(variables, targets, 2))
+    np.testing.assert_array_equal(ranks[:2], evaluator.score_targets(variables, targets, 2).ranks)
     other = dataclasses.replace(evaluator, seed=1)
-    assert (other.rank_targets(variables, targets, 1)[0] != ranks[0]).any()
+    assert (other.score_targets(variables, targets, 1).ranks[0] != ranks[0]).any()
 
 
 def test_the_result_does_not_depend_on_batches_and_order():
     evaluator, variables, targets = setup(noise=0.5, exclude_seen=True)
-    ranks, (_, ids) = evaluator.rank_targets(variables, targets, 2), evaluator.recommend(variables, targets, 5)
+    ranks, (_, ids) = evaluator.score_targets(variables, targets, 2).ranks, evaluator.recommend(variables, targets, 5)
     order = np.random.default_rng(0).permutation(len(targets))
     shuffled = Targets(targets.users[order], targets.positions[order])
     for size in (1, 500):  # 1 is rounded up to the 8 devices
         other = dataclasses.replace(evaluator, config=dataclasses.replace(evaluator.config, batch_size=size))
-        np.testing.assert_array_equal(other.rank_targets(variables, shuffled, 2), ranks[:, order])
+        np.testing.assert_array_equal(other.score_targets(variables, shuffled, 2).ranks, ranks[:, order])
         np.testing.assert_array_equal(other.recommend(variables, shuffled, 5)[1], ids[order])
 
 
@@ -123,14 +131,17 @@ def test_a_nan_score_surfaces():
     evaluator, variables, targets = setup(exclude_seen=False, merge="max")
     variables = variables | {"users": variables["users"].at[targets.users[0]].set(np.nan)}
     with pytest.raises(FloatingPointError, match="diverged"):
-        summarise(evaluator.rank_targets(variables, targets, 1), Targets(targets.users, targets.positions + 1), (5,))
+        summarise(evaluator.score_targets(variables, targets, 1), Targets(targets.users, targets.positions + 1), (5,))
 
 
 def test_summarise_leaves_out_targets_without_history():
     targets = Targets(np.array([0, 1, 2], np.int32), np.array([0, 3, 1], np.int32))
-    result = summarise(np.array([[1, 1, 9], [1, 9, 9]], np.float32), targets, (5,))
+    ranks, losses = np.array([[1, 1, 9], [1, 9, 9]], np.float32), np.array([[8, 1, 2], [8, 2, 3]], np.float32)
+    result = summarise(TargetScores(ranks, losses), targets, (5,))
     assert result["recall@5"] == (0.25, pytest.approx(np.std([0.5, 0], ddof=1)))
     assert result["mrr@5"][0] == 0.25
+    assert result["log_loss"] == (2.0, pytest.approx(np.std([1.5, 2.5], ddof=1)))
+    assert "log_loss" not in summarise(TargetScores(ranks, None), targets, (5,))
 
 
 def test_coverage_by_hand():
@@ -147,13 +158,14 @@ def test_coverage_by_hand():
 def test_report(exclude_seen, tmp_path):
     evaluator, variables, targets = setup(exclude_seen=exclude_seen, merge="max")
     ks, warm = evaluator.config.ks, targets.positions > 0
-    ranks = evaluator.rank_targets(variables, targets, 2)
+    scores = evaluator.score_targets(variables, targets, 2)
+    ranks, losses = scores.ranks, scores.log_loss[0]
     counts = np.asarray(evaluator.catalogue.counts)
-    result = report(evaluator, variables, targets, ranks, counts)
-    expected = ranking_metrics(ranks[0][warm], ks)
+    result = report(evaluator, variables, targets, scores, counts)
+    expected = ranking_metrics(ranks[0][warm], ks) | {"log_loss": losses[warm].mean()}
     assert {name: value["mean"] for name, value in result["metrics"].items()} == pytest.approx(expected)
     assert all(value["spread"] == 0 for value in result["metrics"].values())
-    cold = ranking_metrics(ranks[0][~warm], ks)
+    cold = ranking_metrics(ranks[0][~warm], ks) | {"log_loss": losses[~warm].mean()}
     assert {n: v["mean"] for n, v in result["metrics_without_history"].items()} == pytest.approx(cold)
     assert result["targets"] == warm.sum() and result["targets_without_history"] == (~warm).sum() > 0
     assert result["users"] == len(set(targets.users[warm].tolist()))
@@ -172,8 +184,8 @@ def test_report_where_every_target_has_a_history():
     evaluator, variables, targets = setup(exclude_seen=False, merge="max")
     warm = targets.positions > 0
     targets = Targets(targets.users[warm], targets.positions[warm])
-    ranks = evaluator.rank_targets(variables, targets, 1)
-    result = report(evaluator, variables, targets, ranks, np.asarray(evaluator.catalogue.counts))
+    scores = evaluator.score_targets(variables, targets, 1)
+    result = report(evaluator, variables, targets, scores, np.asarray(evaluator.catalogue.counts))
     assert result["targets_without_history"] == 0 and "metrics_without_history" not in result
 
 
@@ -220,7 +232,8 @@ def test_slot_quality_against_a_loop(exclude_seen):
     assert result["as_query"] == ranking_metrics(quality["rank"][warm], (1, 5))
     assert result["rms_error"] == pytest.approx(np.sqrt(quality["square_error"][warm].mean()), rel=1e-5)
     assert result["cosine_of_last"] == pytest.approx(quality["cosine_of_last"][warm].mean(), rel=1e-4)
-    told = report(evaluator, variables, targets, quality["rank"][None], np.asarray(evaluator.catalogue.counts))
+    scores = TargetScores(quality["rank"][None], None)
+    told = report(evaluator, variables, targets, scores, np.asarray(evaluator.catalogue.counts))
     assert told["slot"] == result | {"as_query": told["slot"]["as_query"]} and json.loads(json.dumps(told)) == told
     silent = dataclasses.replace(evaluator, retriever=Generating(silent=True))
     assert silent.slot_quality(variables, targets) is None

@@ -84,7 +84,7 @@ def test_order(make, compiled, tmp_path, monkeypatch):
     parts = make(step, train__steps=4, train__eval_every=2, train__checkpoint_every=3, train__log_every=1)
     make_batch = parts.host_batch_at
     parts.__dict__["host_batch_at"] = lambda step: (events.append(f"batch {step + 1}"), make_batch(step))[1]
-    note(evaluate.Evaluator, "rank_targets", lambda *_: "evaluate")
+    note(evaluate.Evaluator, "score_targets", lambda *_: "evaluate")
     note(Checkpointer, "save", lambda step, *_: f"save {step}")
     note(MetricsWriter, "write", lambda step, split, _: f"write {split} {step}")
     loop.train(parts, tmp_path)
@@ -176,11 +176,11 @@ def test_a_state_that_is_not_finite_does_not_become_a_checkpoint(make, compiled,
 
 
 def test_the_best_by_validation_is_tested(make, tmp_path, monkeypatch, capsys):
-    scores = iter([0.1, 0.3, 0.2])
+    values = iter([0.1, 0.3, 0.2])
 
-    def summarise(ranks, targets, ks):
+    def summarise(scores, targets, ks):
         names = [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in ks]
-        return dict.fromkeys(names, (next(scores), 0.0))
+        return dict.fromkeys(names, (next(values), 0.0))
 
     parts = make(train__steps=6, train__eval_every=2, train__keep=1)
     with monkeypatch.context() as patch:

@@ -58,7 +58,7 @@ def outputs(parts, state):
     rows = next(evaluation_batches(parts.log, targets, evaluator.windows, 16, slice(0, 16), with_seen=False))
     key = jax.random.key(3)
     users = jax.jit(parts.retriever.encode_user)(variables, parts.catalogue, put_batch(parts.mesh, rows), key)
-    return {"users": users, "ranks": evaluator.rank_targets(variables, targets, 2)}
+    return {"users": users, "scores": evaluator.score_targets(variables, targets, 2)}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import reference_data as reference
 from jax.sharding import AxisType, Mesh
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.retrieval import Users, block_table, ranks, top_k
+from t2diff_jax.retrieval import Users, block_table, log_loss, ranks, top_k
 from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
 
 MERGES = ("max", "softmax_mean")
@@ -35,6 +35,7 @@ def case(seed=0, *, n_items=50, filling=6, users=9, vectors=1, width=6, whole=Fa
     return draw(users, vectors, width).astype(np.float32), mask, table.astype(np.float32), targets, out
 
 
+loss_jit = jax.jit(log_loss)
 rank_jit = jax.jit(ranks, static_argnames="merge")
 top_k_jit = jax.jit(top_k, static_argnames=("k", "merge"))
 block_jit = jax.jit(block_table, static_argnames=("n_items", "block"))
@@ -44,6 +45,11 @@ def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge)
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
     cut = block_jit(table, n_items, block)
     return np.asarray(rank_jit(users, cut, targets, table[targets], merge=merge))
+
+
+def run_log_loss(vectors, mask, table, targets, excluded, *, n_items, block):
+    users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
+    return np.asarray(loss_jit(users, block_jit(table, n_items, block), targets, table[targets]))
 
 
 def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge):
@@ -89,6 +95,13 @@ def test_softmax_mean_by_hand():
     scores, ids = run_top_k(vectors, mask, table, None, 3, n_items=3, block=8, merge="softmax_mean")
     np.testing.assert_allclose(np.exp(scores), [[0.525, 0.3, 0.175]], rtol=1e-5)
     assert ids.tolist() == [[1, 2, 3]]
+    options = dict(n_items=3, block=8)
+    loss = run_log_loss(vectors, mask, table, np.array([2]), None, **options)
+    np.testing.assert_allclose(np.exp(-loss), [0.3], rtol=1e-5)
+    # Without item 1 the softmaxes of items 2 and 3 are (2, 1) / 3 and (1, 1) / 2. A target that repeats stays.
+    for target, expected in ((2, 7 / 12), (1, (1 / 4 + 8 / 10) / 2)):
+        loss = run_log_loss(vectors, mask, table, np.array([target]), np.array([[0, 1]]), **options)
+        np.testing.assert_allclose(np.exp(-loss), [expected], rtol=1e-5)
 
 
 # --- against the whole matrix ----------------------------------------------------------------------------------------
@@ -119,11 +132,37 @@ def test_random_tables(block, merge, vectors, excluded):
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("block", "vectors", "excluded"), [(8, 1, True), (24, 3, False), (1000, 3, True)])
+def test_log_loss_of_random_tables(block, vectors, excluded):
+    v, mask, table, targets, out = case(1, vectors=vectors, excluded=excluded)
+    expected = []
+    for b, target in enumerate(targets):
+        hidden = set() if out is None else set(out[b].tolist()) - {target}
+        rankable = [i for i in range(1, 51) if i not in hidden]
+        scores = v[b][mask[b]].astype(np.float64) @ table.astype(np.float64).T
+        shares = np.exp(scores[:, target]) / np.exp(scores[:, rankable]).sum(axis=1)
+        expected.append(-np.log(shares.mean()))
+    found = run_log_loss(v, mask, table, targets, out, n_items=50, block=block)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_log_loss_of_bad_scores_is_nan():
+    v, mask, table, targets, _ = case(3, vectors=2)
+    mask[:] = True
+    v[0, 0], mask[1] = np.nan, False
+    table[7, 0] = np.nan
+    assert np.isnan(run_log_loss(v, mask, table, targets, None, n_items=50, block=16)).all()
+    table[7, 0] = 1
+    found = run_log_loss(v, mask, table, targets, None, n_items=50, block=16)
+    assert np.isnan(found).tolist() == [True, True, *[False] * (len(v) - 2)]
+
+
 def test_where_everything_is_excluded_the_target_is_first():
     v, mask, table, targets, _ = case(3, vectors=2)
     out = np.broadcast_to(np.arange(51, dtype=np.int32), (len(v), 51))
     found = run_ranks(v, mask, table, targets, out, n_items=50, block=16, merge="softmax_mean")
     np.testing.assert_array_equal(found, 1)
+    np.testing.assert_allclose(run_log_loss(v, mask, table, targets, out, n_items=50, block=16), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("block", "vectors"), [(8, 1), (1000, 1), (16, 2)])
