@@ -21,7 +21,7 @@ import numpy as np
 
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
 
-_METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10")
+_METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss")
 _COMPARED = ("ndcg@10", "recall@20")
 _SEED = re.compile(r"_seed\d+$")
 
@@ -170,7 +170,7 @@ def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, agains
         found = [next(_main(run, excluded), None) for run in runs]
         if runs[0].data != name or None in found:
             continue
-        cells = [label, str(len(runs)), *(mean_over_seeds([_mean(e, m) for e in found]) for m in _METRICS)]
+        cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
         speed = np.mean([e["milliseconds_per_user"] for e in found])
         cells += [*_slot_cells(found), f"{speed:.2f}", f"{np.mean([run.minutes for run in runs]):.0f}"]
         if against:
@@ -182,7 +182,7 @@ def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, agains
     body.sort(key=lambda pair: -pair[0])
     lines = [cells for _, cells in body]
     if popularity:
-        lines.append(["popularity", "", *(f"{_mean(popularity, m):.4f}" for m in _METRICS)])
+        lines.append(["popularity", "", *(_metric_cell([popularity], m) for m in _METRICS)])
     return _markdown(head, lines)
 
 
@@ -287,6 +287,12 @@ def _by_sampler(runs: list[Run]) -> dict[tuple[int, int], list[dict[str, Any]]]:
 
 def _mean(result: dict[str, Any], metric: str) -> float:
     return result["metrics"][metric]["mean"]
+
+
+def _metric_cell(found: list[dict[str, Any]], metric: str) -> str:
+    """Over seeds; empty where an evaluation lacks the metric (kept runs older than the log loss have none)."""
+    lacking = any(metric not in result["metrics"] for result in found)
+    return "" if lacking else mean_over_seeds([_mean(result, metric) for result in found])
 
 
 def _slot_cells(found: list[dict[str, Any]]) -> list[str]:

@@ -30,6 +30,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
             "calls": calls, "samples": samples, "cosine": cosine, "cosine_of_last": 0.25, "rms_error": 0.5,
             "rms_error_of_last": 2.0, "as_query": {"ndcg@10": 0.05}, "denoised_by_r": by_r,
         }  # fmt: skip
+        result["metrics"]["log_loss"] = {"mean": 5.25, "spread": 0.0}  # that of runs without a slot is older
     return result
 
 
@@ -94,9 +95,10 @@ def test_the_accuracy_tables(page):
     difference = (3 * (1 - 1 / np.log2(3)) + 1 / np.log2(10) / 2) / 4
     assert row["ndcg@10 against empty [95 %]"].startswith(f"{difference:+.4f} [")
     assert row["recall@20 against empty [95 %]"] == "+0.0000 [+0.0000, +0.0000]"  # all are among the first 20
+    assert row["log_loss"] == "5.2500 ± 0.0000"
     row = dict(zip(head, second, strict=True))
-    assert (row["row"], row["ndcg@10"], row["calls"]) == ("empty", "0.2000", "")
-    assert popularity[:7] == ["popularity", "", *["0.0100"] * 5]
+    assert (row["row"], row["ndcg@10"], row["log_loss"], row["calls"]) == ("empty", "0.2000", "", "")
+    assert popularity[:8] == ["popularity", "", *["0.0100"] * 5, ""]
     head, _, only, _ = found["movielens ml-1m, user_holdout, seen items excluded"]
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
