@@ -141,6 +141,9 @@ def get_config() -> ConfigDict:
             weight_decay=0.0,
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off
+            # True: a step moves (and decays, averages) only the rows of item tables that its batch names, so that its
+            # cost does not grow with the catalogue; needs loss.negatives
+            lazy_rows=False,
         )
     )
     config.train = ConfigDict(

@@ -15,6 +15,7 @@ def get_config():
     config.data.targets_per_user = 3
     config.diffusion.weight = 10.0
     config.loss.negatives = 4096
+    config.optim.lazy_rows = True
     config.eval.ks = (10, 20, 50, 100)
     config.optim.learning_rate = 3e-3
     config.train.steps = 20000

@@ -174,6 +174,7 @@ class OptimConfig:
     weight_decay: float
     clip_norm: float
     ema: float
+    lazy_rows: bool
 
 
 @dataclasses.dataclass(frozen=True)

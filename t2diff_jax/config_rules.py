@@ -178,6 +178,7 @@ def run_rules(c: "Config") -> Rules:
         (len(e.ks) > 0 and min(e.ks) >= 1, "eval.ks", "needs cut-offs of at least 1"),
         (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
         (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
+        (not o.lazy_rows or c.loss.negatives > 0, "optim.lazy_rows", "needs sampled negatives: loss.negatives > 0"),
         (
             min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,
             "optim",

@@ -76,7 +76,8 @@ class Experiment:
 
     def compile_step(self) -> Step:
         """The jitted training step."""
-        args = dict(seed=self.config.seed, ema_decay=self.config.optim.ema)
+        c = self.config
+        args = dict(seed=c.seed, ema_decay=c.optim.ema, negatives=c.loss.negatives, lazy=c.optim.lazy_rows)
         return compile_step(self.mesh, self.abstract_state, retriever=self.retriever, tx=self.tx, **args)
 
     def evaluator(self) -> Evaluator:

@@ -15,7 +15,7 @@ from t2diff_jax.config import ConfigError, MeshConfig
 from t2diff_jax.types import Catalogue
 
 # Parameters with one row per item, by the name of the parameter.
-_ROW_SHARDED = ("item_table", "signature_table")
+_ROW_PER_ITEM = ("item_table", "signature_table")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -57,13 +57,18 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
-        if not any(name in _ROW_SHARDED for name in names) or leaf.ndim == 0:
+        if not has_item_rows(path, leaf):
             return replicated(mesh)
         check_rows(mesh, leaf.shape[0])
         return row_sharding(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def has_item_rows(path: tuple, leaf: Any) -> bool:
+    """Whether a leaf of a train state, at this path, has one row per item: a table, or what follows its rows."""
+    names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+    return any(name in _ROW_PER_ITEM for name in names) and leaf.ndim > 0
 
 
 def check_rows(mesh: Mesh, rows: int) -> None:

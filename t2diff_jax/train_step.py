@@ -1,6 +1,8 @@
 """The training step: pure, one forward and one backward pass; compiled with shardings and donation at the edge."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax.sharding import Mesh
 
 from t2diff_jax import rng
 from t2diff_jax.sharding import batch_sharding, replicated, row_sharding
+from t2diff_jax.touched_rows import on_touched_rows
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.types import Batch, Catalogue, Retriever
 
@@ -44,6 +47,11 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
 
 
+def draw_negatives(seed: int, step: jax.Array, count: int, n_items: int) -> jax.Array:
+    """Ids of the step's shared negatives, uniform over the items with replacement, int32 [count]."""
+    return jax.random.randint(rng.at_step(rng.stream(seed, "negatives"), step), (count,), 1, n_items + 1)
+
+
 def compile_step(
     mesh: Mesh,
     abstract: TrainState,
@@ -52,12 +60,25 @@ def compile_step(
     tx: optax.GradientTransformation,
     seed: int,
     ema_decay: float,
+    negatives: int,
+    lazy: bool,
 ) -> Step:
-    """The jitted step: the state is donated and keeps its shardings, metrics are replicated."""
+    """The jitted step: the state is donated and keeps its shardings, metrics are replicated.
+
+    negatives: how many are drawn; 0 for the full softmax.
+    lazy: only rows of item tables that the batch names are learned (`touched_rows`).
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
+    def learn(retriever: Retriever, *args: Any) -> tuple[TrainState, Metrics]:
+        return train_step(*args, retriever=retriever, tx=tx, seed=seed, ema_decay=ema_decay)
+
+    on_rows = on_touched_rows(learn, retriever) if lazy else functools.partial(learn, retriever)
+
     def step(state: TrainState, catalogue: Catalogue, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, catalogue, batch, retriever=retriever, tx=tx, seed=seed, ema_decay=ema_decay)
+        if negatives:
+            batch = {**batch, "negatives": draw_negatives(seed, state.step, negatives, catalogue.n_items)}
+        return on_rows(state, catalogue, batch)
 
     return jax.jit(
         step,

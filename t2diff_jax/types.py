@@ -25,6 +25,7 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   position        int32 [B]     position of the target in the user's behaviours; names the evaluation noise
 #   age             int32 [B, L]  seconds from a behaviour to the request; present where times are real
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
+#   negatives       int32 [m]     items drawn uniformly, shared by all; present in training with the sampled softmax
 #   seen            int32 [B, S]  earlier items of the user, 0-padded; present where they are excluded
 Batch = Mapping[str, Array]
 
@@ -93,7 +94,13 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Retriever(Encoder, Protocol):
-    """A model that can be trained. Implementations are frozen dataclasses."""
+    """A model that can be trained. Implementations are frozen dataclasses.
+
+    Attributes:
+      sizes: what shapes its parameters.
+    """
+
+    sizes: Sizes
 
     def init(self, key: Array, catalogue: Catalogue, batch: Batch) -> Variables:
         """Draws {"params", "stats"} for the shapes of one batch."""
@@ -101,7 +108,7 @@ class Retriever(Encoder, Protocol):
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: Array
     ) -> tuple[Array, tuple[dict[str, Array], Any]]:
-        """Training loss (scalar) and (metrics by name, updated stats); `key` drives dropout, noise and negatives."""
+        """Training loss (scalar) and (metrics by name, updated stats); `key` drives dropout and noise."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ PARTS = [
     {"nn"},
     {"losses", "metrics"},
     {"models"},
-    {"retrieval", "optim", "train_state", "train_step"},
+    {"retrieval", "optim", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance"},
     {"experiment"},
     {"loop", "final", "explain", "results"},

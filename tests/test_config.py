@@ -199,6 +199,7 @@ RULES = [
     ("data.fixed_targets", {"data.fixed_targets": True, "data.training_targets": "every"}),
     ("optim", {"optim.learning_rate": 0.0}),
     ("optim", {"optim.ema": 1.0}),
+    ("optim.lazy_rows", {"optim.lazy_rows": True}),
     *(("optim", {f"optim.{name}": -1}) for name in ("warmup", "decay_steps", "weight_decay", "clip_norm")),
     ("mesh", {"mesh.model": 0}),
     ("mesh", {"mesh.data": -2}),

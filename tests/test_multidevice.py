@@ -25,6 +25,7 @@ UNSEEN = {"loss__exclude_seen": True, "eval__exclude_seen": True}
 MODELS = {
     "t2diff": {"model__name": "t2diff"},
     "t2diff, shared negatives": {"model__name": "t2diff", "loss__negatives": 24},
+    "t2diff, touched rows and negatives": {"model__name": "t2diff", "loss__negatives": 24, "optim__lazy_rows": True},
     "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary", **UNSEEN},
     "t2diff_causal, names items": {"model__name": "t2diff_causal", "diffusion__estimate": "catalogue", **UNSEEN},
     "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6, "loss__chunk": 20},

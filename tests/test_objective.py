@@ -29,10 +29,10 @@ def test_cross_entropy_against_the_embeddings(negatives):
     retriever, variables = built(model__name="t2diff_causal", model__sketch_dim=4, loss__negatives=negatives)
     catalogue, batch = make_catalogue(), make_batch()
     targets, weights = next_items(batch)
-    vectors = jnp.asarray(normal(1, *targets.shape, 8))
+    vectors, ids = jnp.asarray(normal(1, *targets.shape, 8)), jnp.array([2, 5, 2]) if negatives else None
 
     def loss(params, vectors):
-        items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, jax.random.key(0))
+        items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, ids)
         return items.embedding_cross_entropy(vectors[:, :, None], targets, weights, batch["history"])
 
     value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
@@ -52,7 +52,7 @@ def test_seen_items_are_no_candidates(positions):
     length = positions or history.shape[1]
     targets, weights = (np.asarray(a)[:, -length:] for a in next_items(batch))
     users = normal(1, *targets.shape, 2, 8)
-    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jax.random.key(0))
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, None)
     table, terms = np.asarray(retriever.encode_items(variables, catalogue)), []
     for b, p in np.argwhere(weights > 0):
         seen = history[b, : history.shape[1] - length + p + 1].tolist()
@@ -70,12 +70,20 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
     catalogue, batch = make_catalogue(), make_batch()
     targets, weights = next_items(batch)
     users = jnp.asarray(normal(1, *targets.shape, 3, 8))
-    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jax.random.key(0))
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jnp.array([1, 4, 4, 7, 9]))
     for b, p in np.argwhere(weights > 0):
         only = jnp.zeros_like(weights).at[b, p].set(1.0)
         each = [items.cross_entropy(users[:, :, m, None], targets, only, batch["history"]) for m in range(3)]
         value = items.cross_entropy(users, targets, only, batch["history"])
         np.testing.assert_allclose(value, -np.log(np.mean(np.exp(-np.array(each)))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_negatives_must_be_in_the_batch_where_they_are_wanted(negatives):
+    retriever, variables = built(model__name="sasrec", loss__negatives=negatives)
+    given = {} if negatives else {"negatives": jnp.array([1, 2, 3])}
+    with pytest.raises(ValueError, match=f"loss.negatives={negatives}, but the batch brings"):
+        retriever.loss(variables, make_catalogue(), {**make_batch(), **given}, jax.random.key(0))
 
 
 def test_expected_item_by_hand():

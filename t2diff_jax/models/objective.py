@@ -45,17 +45,22 @@ def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
 
 
 def step_items(
-    net: nn.Module, variables: Variables, catalogue: Catalogue, loss: LossConfig, key: jax.Array
+    net: nn.Module, variables: Variables, catalogue: Catalogue, loss: LossConfig, negative_ids: jax.Array | None
 ) -> StepItems:
     """Full softmax computes the table once and looks up in it; sampled softmax touches only the rows it needs.
 
+    negative_ids: drawn uniformly from all items, int32 [m]; None for the full softmax.
     `net` exposes `item_table(catalogue)`, `embed(ids, catalogue)` and `score_vectors(e, ids)` (ids None: all rows).
     """
+
+    if (negative_ids is None) != (loss.negatives == 0):
+        brought = "none" if negative_ids is None else "some"
+        raise ValueError(f"loss.negatives={loss.negatives}, but the batch brings {brought}")
 
     def apply(method: str, *args: object) -> jax.Array:
         return net.apply(variables, *args, method=method)
 
-    if loss.negatives == 0:
+    if negative_ids is None:
         table = apply("item_table", catalogue)
         scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
@@ -74,8 +79,6 @@ def step_items(
 
     def embed(ids: jax.Array) -> jax.Array:
         return apply("embed", ids, catalogue)
-
-    negative_ids = jax.random.randint(key, (loss.negatives,), 1, catalogue.n_items + 1)
 
     def against_sample(
         vectors: jax.Array,

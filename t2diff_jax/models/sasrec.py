@@ -98,11 +98,10 @@ class SASRec:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """Cross-entropy of the next item after every valid behaviour of the window."""
         params = {"params": variables["params"]}
-        key_items, key_dropout = jax.random.split(key)
-        items = step_items(self.net, params, catalogue, self.loss_config, key_items)
+        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
         history = batch["history"]
         x = items.lookup(history)
-        users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key_dropout})
+        users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})
         targets, weights = next_items(batch)
         loss = items.cross_entropy(users[:, :, None], targets, weights, history)
         return loss, ({"loss_tower": loss}, variables["stats"])

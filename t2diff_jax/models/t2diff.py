@@ -194,8 +194,9 @@ class T2Diff:
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """L = L_TOWER + lambda L_KL (23-25); the item table learns from L_TOWER only."""
-        key_items, key_diffusion, key_dropout = jax.random.split(key, 3)
-        items = step_items(self.net, {"params": variables["params"]}, catalogue, self.loss_config, key_items)
+        key_diffusion, key_dropout = jax.random.split(key)
+        params = {"params": variables["params"]}
+        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
         x, target = items.lookup(batch["history"]), items.lookup(batch["target"])
         slot, stats, weight = None, variables["stats"], batch["weight"]
         loss_kl = jnp.zeros(())

@@ -179,8 +179,9 @@ class T2DiffCausal:
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """L = L_TOWER + lambda L_KL (23-25), both over every valid position."""
-        key_items, key_diffusion, key_encoder, key_user = jax.random.split(key, 4)
-        items = step_items(self.net, {"params": variables["params"]}, catalogue, self.loss_config, key_items)
+        key_diffusion, key_encoder, key_user = jax.random.split(key, 3)
+        params = {"params": variables["params"]}
+        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
         history = batch["history"]
         x = items.lookup(history)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
