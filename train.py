@@ -43,9 +43,10 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     experiment = experiment_lib.build(config)
     say(experiment.summary())
+    origin = provenance(sys.argv)  # before training: the files may change while it runs
     loop.train(experiment, workdir)
     if jax.process_index() == 0:
-        write_json(workdir / "run.json", provenance(sys.argv))
+        write_json(workdir / "run.json", origin)
     final.evaluate_checkpoint(experiment, workdir, None)
     say(f"\ncheckpoints  {workdir / 'checkpoints'}\nmetrics      {workdir / 'metrics.jsonl'}, {workdir / 'eval.json'}")
     say(f"config       {workdir / 'config.json'}, {workdir / 'run.json'}")

@@ -81,7 +81,7 @@ def every_position(**changes):
         x, slots = apply("embed", batch["history"], CATALOGUE), None
         states = apply("encode", x, batch["history"], deterministic=True)
         if retriever.model.slot != "empty":
-            context = retriever.context(variables, x, states, batch["history"] > 0)
+            context = retriever.context(variables, x, states, batch["history"] > 0, None)
             settle = retriever.settle(variables, CATALOGUE, context, batch["history"])
             slots = retriever.generate(variables, context, lambda r: noise[r], settle)
         return apply("user", x, states, slots, batch, last=False, deterministic=True)
@@ -395,7 +395,7 @@ def test_padded_vectors_reach_no_slot_and_no_user():
     def run(x):
         args, options = {"params": variables["params"]}, {"deterministic": True}
         states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
-        context = retriever.context(variables, x, states, jnp.asarray(VALID))
+        context = retriever.context(variables, x, states, jnp.asarray(VALID), None)
         slots = retriever.generate(variables, context, lambda r: jnp.asarray(NOISE)[r], lambda z: z)
         users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
         return states, slots, users
@@ -436,6 +436,23 @@ def test_dropout_acts_in_training_only():
     assert first == again != other
     users = user_vectors(retriever)(variables, BATCH, KEY)[:, 0]
     np.testing.assert_allclose(users, last_position(**EMPTY)(variables, BATCH, NOISE), atol=2e-5, rtol=1e-4)
+
+
+def test_dropout_of_the_generator_acts_in_training_only():
+    (retriever, variables), (plain, _) = model(model__dropout=0.5), model(model__dropout=0.0)
+    x, mask = jnp.asarray(normal(1, *VALID.shape, 8)), jnp.asarray(VALID)
+
+    def condition(key):
+        return np.asarray(retriever.context(variables, x, 2 * x, mask, key).condition)[VALID]
+
+    first, again, other, whole = (condition(key) for key in (KEY, KEY, jax.random.key(7), None))
+    assert (whole != 0).all() and 0.3 < (first == 0).mean() < 0.7
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    kept = first != 0
+    assert not np.allclose(first[kept], 2 * whole[kept])  # what enters is dropped too
+    users = (user_vectors(r)(variables, BATCH, KEY) for r in (retriever, plain))
+    np.testing.assert_array_equal(next(users), next(users))
 
 
 # Sessions and lags

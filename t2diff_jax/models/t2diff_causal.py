@@ -114,7 +114,7 @@ class T2DiffCausal:
         history, scale = batch["history"], drift_scale(variables["stats"])
         x, target = (self._apply(variables, "embed", batch[name], catalogue) for name in ("history", "target"))
         states = self._apply(variables, "encode", x, history, deterministic=True)
-        context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0))
+        context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0, None))
         z0, r = clean(self.diffusion, x, target)[:, -1:] / scale, r.reshape(1, 1)
         z_r = q_sample(schedule_of(self.diffusion), z0, r, jax.random.normal(key, z0.shape))
         settle = self.settle(variables, catalogue, context, history)
@@ -165,7 +165,7 @@ class T2DiffCausal:
     ) -> jax.Array:
         """xhat_{n+1} after the last behaviour, [B, M, D]."""
         keys = rng.per_user(key, batch["user"], batch["position"])
-        context = self.context(variables, x, states, batch["history"] > 0)
+        context = self.context(variables, x, states, batch["history"] > 0, None)
         if not self.generator.whole_window:
             context = jax.tree.map(lambda a: a[:, -1:], context)
         settle = self.settle(variables, catalogue, context, batch["history"])
@@ -229,7 +229,7 @@ class T2DiffCausal:
         def cut(tree: Any) -> Any:
             return jax.lax.stop_gradient(tree) if self.diffusion.stop_gradient else tree
 
-        key_learn, key_slot = jax.random.split(key)
+        key_learn, key_slot, key_dropout = jax.random.split(key, 3)
         truth_x, target = jax.lax.stop_gradient((x, items.lookup(batch["target"])))
         z0, mask, weight = clean(self.diffusion, truth_x, target), batch["history"] > 0, batch["weight"]
         stats = update_drift_scale(variables["stats"], z0, mask, weight, self.diffusion.scale_decay)
@@ -243,7 +243,8 @@ class T2DiffCausal:
         def cross_entropy(z: jax.Array) -> jax.Array:
             return items.embedding_cross_entropy(placed(z)[:, :, None], *next_items(batch), batch["history"])
 
-        context, truth = self.context(variables, *cut((x, states)), mask), Truth(z0 / scale, weight, cross_entropy)
+        context = self.context(variables, *cut((x, states)), mask, key_dropout)
+        truth = Truth(z0 / scale, weight, cross_entropy)
         apply, frozen = self._applier(variables), self._applier(jax.lax.stop_gradient(variables))
         lesson = self.generator.learn(apply, frozen, truth, context, key_learn)
         settle = self.settle(cut(variables), catalogue, cut(context), batch["history"])
@@ -256,12 +257,15 @@ class T2DiffCausal:
         slots = jax.vmap(intent, out_axes=2)(jax.random.split(key_slot, self.diffusion.samples))
         return Generated(cut(slots), lesson.loss, stats)
 
-    def context(self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array) -> Context:
-        """What the generator knows of behaviours x [B, L, D] and states [B, L, D]."""
+    def context(
+        self, variables: Variables, x: jax.Array, states: jax.Array, mask: jax.Array, key: jax.Array | None
+    ) -> Context:
+        """What the generator knows of behaviours x [B, L, D] and states [B, L, D]; `key` drives dropout, None: none."""
         x = x / drift_scale(variables["stats"])
         if self.generator.whole_window:
             return Context(x, mask, None)
-        return Context(x, mask, self._apply(variables, "condition", x, states, mask))
+        dropout = dict(deterministic=key is None, rngs={} if key is None else {"dropout": key})
+        return Context(x, mask, self._apply(variables, "condition", x, states, mask, **dropout))
 
     def _applier(self, variables: Variables) -> Apply:
         return functools.partial(self._apply, variables)

@@ -40,6 +40,8 @@ class T2DiffCausalNet(nn.Module):
         if m.slot == "learned":
             self.learned = self.param("learned", nn.initializers.normal(1.0), (self.diffusion.samples, m.dim))
         if m.slot != "empty":
+            # A generated item starts from the last behaviour: without dropout the tower learns pairs of items by heart.
+            self.slot_dropout = nn.Dropout(m.dropout)
             self.slot_in = nn.Dense(m.dim, dtype=dtype)
         d = self.diffusion
 
@@ -48,6 +50,7 @@ class T2DiffCausalNet(nn.Module):
 
         if m.slot in ("diffusion", "regressor", "vae", "gan"):
             self.drift_encoder = UNet(d.filters, m.dim, 0, True, dtype)
+            self.drift_dropout = nn.Dropout(m.dropout)
             self.denoiser = head(m.dim)
         if m.slot == "vae":
             self.recogniser = head(2 * m.dim)
@@ -76,14 +79,21 @@ class T2DiffCausalNet(nn.Module):
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
         return self.encoder(self.item_norm(x), causal, deterministic=deterministic)
 
-    def condition(self, x: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
+    def condition(self, x: jax.Array, states: jax.Array, mask: jax.Array, *, deterministic: bool) -> jax.Array:
         """All that the estimator knows at every position, [B, L, D]: what does not depend on r.
+
+        Dropout acts on what enters and leaves the U-Net.
 
         x: behaviours [B, L, D] in units of the drift's scale.
         """
         known = jnp.pad((x[:, 1:] - x[:, :-1]) * mask[:, :-1, None], ((0, 0), (1, 0), (0, 0)))
         inputs = jnp.concatenate([x, states.astype(x.dtype)], axis=-1)
-        return self.drift_encoder(known, None, self.drift_encoder.prepare(inputs, mask), mask)
+
+        def drop(a: jax.Array) -> jax.Array:
+            return self.drift_dropout(a, deterministic=deterministic)
+
+        known, prepared = drop(known), self.drift_encoder.prepare(drop(inputs), mask)
+        return drop(self.drift_encoder(known, None, prepared, mask))
 
     def denoise(self, z: jax.Array, r: jax.Array, condition: jax.Array) -> jax.Array:
         """zhat_0 of P positions, [B, P, D]; r [1 or B, 1 or P]."""
@@ -116,7 +126,8 @@ class T2DiffCausalNet(nn.Module):
         query = states[:, first:]
         if slots is not None:
             # Without a behaviour there is nothing to generate from.
-            query = query + self.slot_in(self.item_norm(slots) * (batch["history"][:, first:] > 0)[..., None])
+            slots = self.slot_dropout(self.item_norm(slots), deterministic=deterministic)
+            query = query + self.slot_in(slots * (batch["history"][:, first:] > 0)[..., None])
         past, session = self._visible(batch, first)
         h_s = self.session(query, states, session, deterministic=deterministic)
         lag = self._lags(batch["age"], first) if self.sizes.lags else None
@@ -166,7 +177,7 @@ class T2DiffCausalNet(nn.Module):
             return x
         if self.model.slot == "diffurec":
             return self.denoise_window(x, r, x, mask, x)
-        condition = self.condition(x, states, mask)
+        condition = self.condition(x, states, mask, deterministic=True)
         slots = self.denoise(x, r, condition)
         if self.model.slot == "vae":
             slots = slots + self.recognise(x, r, condition)[..., : x.shape[-1]]
