@@ -2,9 +2,9 @@
 
 python train.py --config configs/beauty.py --config.data.path=LOG.csv --workdir runs/beauty
 
-8 minutes of training on one busy CPU core. Test, items already had excluded, with --config.model.slot=empty: HR@10 .082
-and .079, NDCG@10 .050 and .048 (seeds 0 and 1, commits 12a0784 and 31c5d9e); with --config.model.name=sasrec .070, .040.
-With diffusion in the slot, learned as one network with the tower: .072, .045 before the slot had dropout (31c5d9e).
+8 minutes of training on one busy CPU core. Test, items already had excluded, with --config.model.slot=empty: HR@10
+.082, .079, NDCG@10 .050, .048 (seeds 0, 1; commits 12a0784, 31c5d9e); with --config.model.name=sasrec .070, .040. With
+diffusion in the slot, learned as one network with the tower: .072, .045 before the slot had dropout (31c5d9e).
 """
 
 from configs import table
