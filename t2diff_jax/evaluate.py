@@ -18,7 +18,7 @@ from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
-from t2diff_jax.retrieval import BlockedTable, Users, block_table, log_loss, ranks, top_k
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, top_k
 from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
@@ -29,8 +29,8 @@ class TargetScores(NamedTuple):
     """How a model did on each target, float32 [noise_keys, n] each.
 
     Attributes:
-      ranks: `retrieval.ranks`.
-      log_loss: `retrieval.log_loss`, in nats; None of a model whose scores are no logits.
+      ranks: see `retrieval.score_targets`.
+      log_loss: see there, in nats; None of a model whose scores are no logits.
     """
 
     ranks: np.ndarray
@@ -138,8 +138,8 @@ class Evaluator:
             own = table.blocks.reshape(-1, table.blocks.shape[-1])[batch["target"]]
 
             def under_one_key(users: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                args = Users(*users, batch.get("seen")), table, batch["target"], own
-                return ranks(*args, merge=self.config.merge), log_loss(*args)
+                users = Users(*users, batch.get("seen"))
+                return score_targets(users, table, batch["target"], own, merge=self.config.merge)
 
             # What the noise does not reach is encoded once for all keys.
             encode = jax.vmap(self.retriever.encode_user, (None, None, None, 0))
@@ -174,7 +174,7 @@ class Evaluator:
                 "cosine_of_last": cosine(last, target),
                 "square_error": jnp.square(first - target).mean(axis=-1),
                 "square_error_of_last": jnp.square(last - target).mean(axis=-1),
-                "rank": ranks(users, table, batch["target"], target, merge="max"),
+                "rank": score_targets(users, table, batch["target"], target, merge="max")[0],
             }
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)

@@ -39,49 +39,40 @@ def block_table(table: Float[Array, "R U"], n_items: int, block: int) -> Blocked
     return BlockedTable(padded.reshape(count, size, -1), jnp.arange(count) * size, jnp.int32(n_items))
 
 
-def ranks(
+def score_targets(
     users: Users, table: BlockedTable, targets: Int[Array, " B"], target_vectors: Float[Array, "B U"], *, merge: str
-) -> Float[Array, " B"]:
-    """1 + number of greater scores + ties / 2 among all other items, float32 [B].
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Rank and log loss of each target, float32 [B] each, from one scan.
 
-    NaN where a score is NaN or infinite, and for a user without a vector.
+    Rank: 1 + number of greater scores + ties / 2 among all other items. Log loss: -log of the target's probability
+    under the mean of the M softmaxes over it and what else may be ranked. Both are NaN where a score is NaN or
+    infinite, and for a user without a vector.
 
     merge: "max" over the M user vectors, or "softmax_mean": the log of the mean of their softmaxes over what may be
       ranked.
     """
     shift = _shift(users, table, merge)
-    own = _dot("bmu,bu->bm", users.vectors, target_vectors)
+    product = _dot("bmu,bu->bm", users.vectors, target_vectors)
     size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
-    own = _merge(own[..., None] - shift[..., None], users.mask, merge)
+    own = _merge((product - shift)[..., None], users.mask, merge)
     slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
 
-    def count(carry: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        greater, bad = carry
-        ids, scores = _block_scores(users, block, table.n_items, shift, merge)
+    def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        greater, bad, totals = carry
+        ids, products = _products(users, block, table.n_items)
+        scores = _merge(products - shift[..., None], users.mask, merge)
         other = ids != targets[:, None]
         above, tied = scores > own + slack, jnp.abs(scores - own) <= slack
         greater += jnp.sum(jnp.where(other, above + 0.5 * tied, 0), axis=1)
-        return (greater, bad | ~(scores < jnp.inf).all(axis=1)), None
+        return (greater, bad | ~(scores < jnp.inf).all(axis=1), _add(totals, products)), None
 
-    start = (jnp.zeros(targets.shape, jnp.float32), ~jnp.isfinite(own[:, 0]))
-    (greater, bad), _ = jax.lax.scan(count, start, (table.blocks, table.starts))
-    return jnp.where(bad, jnp.nan, 1 + greater)
-
-
-def log_loss(
-    users: Users, table: BlockedTable, targets: Int[Array, " B"], target_vectors: Float[Array, "B U"]
-) -> Float[Array, " B"]:
-    """-log of a target's probability, float32 [B]: of the mean of the M softmaxes over it and what else may be ranked.
-
-    NaN where a score is NaN or infinite, and for a user without a vector.
-    """
-    own = _dot("bmu,bu->bm", users.vectors, target_vectors)
-    total = _log_totals(users, table)
+    start = (jnp.zeros(targets.shape, jnp.float32), ~jnp.isfinite(own[:, 0]), jnp.full(users.mask.shape, -jnp.inf))
+    (greater, bad, totals), _ = jax.lax.scan(count, start, (table.blocks, table.starts))
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
-        total = jnp.where(repeats, jnp.logaddexp(total, own), total)
-    loss = -_merge((own - total)[..., None], users.mask, "softmax_mean")[:, 0]
-    return jnp.where(jnp.isfinite(loss), loss, jnp.nan)
+        totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
+    loss = -_merge((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
+    return jnp.where(bad, jnp.nan, 1 + greater), jnp.where(bad, jnp.nan, loss)
 
 
 def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
@@ -92,8 +83,9 @@ def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Flo
     shift = _shift(users, table, merge)
 
     def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        ids, scores = _block_scores(users, block, table.n_items, shift, merge)
-        scores = jnp.concatenate([best[0], scores], axis=1)
+        ids, products = _products(users, block, table.n_items)
+        merged = _merge(products - shift[..., None], users.mask, merge)
+        scores = jnp.concatenate([best[0], merged], axis=1)
         ids = jnp.concatenate([best[1], jnp.broadcast_to(ids, (scores.shape[0], ids.shape[1]))], axis=1)
         scores, places = jax.lax.top_k(scores, k)
         return (scores, jnp.take_along_axis(ids, places, axis=1)), None
@@ -104,14 +96,11 @@ def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Flo
     return scores, jnp.where(jnp.isfinite(scores), ids, 0)
 
 
-def _block_scores(
-    users: Users, block: tuple[Array, Array], n_items: Array, shift: Array, merge: str
-) -> tuple[Array, Array]:
-    """ids [1, b] and merged scores [B, b] of one block; -inf for what may not be ranked."""
+def _products(users: Users, block: tuple[Array, Array], n_items: Array) -> tuple[Array, Array]:
+    """ids [1, b] and products [B, M, b] with the vectors of one block; -inf for what may not be ranked."""
     vectors, start = block
     ids, rankable = _rankable(users, start, vectors.shape[0], n_items)
-    scores = _merge(_dot("bmu,nu->bmn", users.vectors, vectors) - shift[..., None], users.mask, merge)
-    return ids, jnp.where(rankable, scores, -jnp.inf)
+    return ids, jnp.where(rankable[:, None], _dot("bmu,nu->bmn", users.vectors, vectors), -jnp.inf)
 
 
 def _rankable(users: Users, start: Array, size: int, n_items: Array) -> tuple[Array, Array]:
@@ -138,20 +127,17 @@ def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]
     """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
     if merge == "max":
         return jnp.zeros(users.mask.shape)
-    total = _log_totals(users, table)
-    return jnp.where(total > -jnp.inf, total, 0)  # where nothing may be ranked
+
+    def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        return _add(totals, _products(users, block, table.n_items)[1]), None
+
+    totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))
+    return jnp.where(totals > -jnp.inf, totals, 0)  # where nothing may be ranked
 
 
-def _log_totals(users: Users, table: BlockedTable) -> Float[Array, "B M"]:
-    """Log of the sum of exp(score) over what may be ranked, for each vector; -inf where nothing may."""
-
-    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        vectors, start = block
-        _, rankable = _rankable(users, start, vectors.shape[0], table.n_items)
-        scores = jnp.where(rankable[:, None], _dot("bmu,nu->bmn", users.vectors, vectors), -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(scores, axis=-1)), None
-
-    return jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))[0]
+def _add(totals: Float[Array, "B M"], products: Float[Array, "B M b"]) -> Float[Array, "B M"]:
+    """Logs of sums of exponentials, with those of one more block."""
+    return jnp.logaddexp(totals, jax.nn.logsumexp(products, axis=-1))
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

@@ -49,9 +49,7 @@ def put_rows(tree: Any, changed: Any, rows: Int[Array, " K"]) -> Any:
 
 def cut_catalogue(catalogue: Catalogue, rows: Int[Array, " K"]) -> Catalogue:
     """What is known of the touched items. N stays: it says how many items negatives are drawn from."""
-    known = {"counts": catalogue.counts, "categories": catalogue.categories, "content": catalogue.content}
-    cut = {name: jnp.take(a, rows, axis=0, mode="clip") for name, a in known.items() if a is not None}
-    return dataclasses.replace(catalogue, **cut)
+    return jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="clip"), catalogue)
 
 
 def cut_batch(batch: Batch, rows: Int[Array, " K"]) -> Batch:

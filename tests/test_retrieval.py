@@ -8,7 +8,7 @@ import reference_data as reference
 from jax.sharding import AxisType, Mesh
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.retrieval import Users, block_table, log_loss, ranks, top_k
+from t2diff_jax.retrieval import Users, block_table, score_targets, top_k
 from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
 
 MERGES = ("max", "softmax_mean")
@@ -35,8 +35,7 @@ def case(seed=0, *, n_items=50, filling=6, users=9, vectors=1, width=6, whole=Fa
     return draw(users, vectors, width).astype(np.float32), mask, table.astype(np.float32), targets, out
 
 
-loss_jit = jax.jit(log_loss)
-rank_jit = jax.jit(ranks, static_argnames="merge")
+score_jit = jax.jit(score_targets, static_argnames="merge")
 top_k_jit = jax.jit(top_k, static_argnames=("k", "merge"))
 block_jit = jax.jit(block_table, static_argnames=("n_items", "block"))
 
@@ -44,12 +43,16 @@ block_jit = jax.jit(block_table, static_argnames=("n_items", "block"))
 def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge):
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
     cut = block_jit(table, n_items, block)
-    return np.asarray(rank_jit(users, cut, targets, table[targets], merge=merge))
+    return np.asarray(score_jit(users, cut, targets, table[targets], merge=merge)[0])
 
 
 def run_log_loss(vectors, mask, table, targets, excluded, *, n_items, block):
+    """The same for either way of merging."""
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
-    return np.asarray(loss_jit(users, block_jit(table, n_items, block), targets, table[targets]))
+    args = users, block_jit(table, n_items, block), targets, table[targets]
+    loss, again = (np.asarray(score_jit(*args, merge=merge)[1]) for merge in MERGES)
+    np.testing.assert_allclose(again, loss, rtol=1e-5, atol=1e-5)
+    return loss
 
 
 def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge):
@@ -283,7 +286,7 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
 
     def score(vectors, mask, out, table, targets):
         users, cut = Users(vectors, mask, out), block_table(table, n_items, 32)
-        return ranks(users, cut, targets, table[targets], merge=merge), *top_k(users, cut, 12, merge=merge)
+        return score_targets(users, cut, targets, table[targets], merge=merge)[0], *top_k(users, cut, 12, merge=merge)
 
     def run(mesh: Mesh):
         batch, rows = batch_sharding(mesh), row_sharding(mesh)

@@ -455,6 +455,25 @@ def test_dropout_of_the_generator_acts_in_training_only():
     np.testing.assert_array_equal(next(users), next(users))
 
 
+def test_dropout_of_the_slot_acts_in_training_only():
+    """A generated item starts from the last behaviour: it may not pass around the dropout of the tower."""
+    retriever, variables = model(model__dropout=0.5)
+    x, seen = jnp.asarray(normal(1, *VALID.shape, 8)), []
+
+    def intercept(run, args, kwargs, context):
+        if context.module.name == "slot_in" and context.method_name == "__call__":
+            seen.append(np.asarray(args[0])[VALID])
+        return run(*args, **kwargs)
+
+    for deterministic in (False, True):
+        options = dict(method="user", last=False, deterministic=deterministic, rngs={"dropout": KEY})
+        with nn.intercept_methods(intercept):
+            retriever.net.apply({"params": variables["params"]}, x, x, x, BATCH, **options)
+    dropped, whole = seen
+    assert (whole != 0).all() and 0.3 < (dropped == 0).mean() < 0.7
+    np.testing.assert_allclose(dropped, np.where(dropped == 0, 0, 2 * whole), rtol=1e-6)
+
+
 # Sessions and lags
 
 

@@ -51,8 +51,10 @@ def step_items(
 
     negative_ids: drawn uniformly from all items, int32 [m]; None for the full softmax.
     `net` exposes `item_table(catalogue)`, `embed(ids, catalogue)` and `score_vectors(e, ids)` (ids None: all rows).
-    """
 
+    Raises:
+      ValueError: `loss.negatives` wants negatives and there are none, or the reverse.
+    """
     if (negative_ids is None) != (loss.negatives == 0):
         brought = "none" if negative_ids is None else "some"
         raise ValueError(f"loss.negatives={loss.negatives}, but the batch brings {brought}")
@@ -61,22 +63,31 @@ def step_items(
         return net.apply(variables, *args, method=method)
 
     if negative_ids is None:
-        table = apply("item_table", catalogue)
-        scored, valid = apply("score_vectors", table, None), is_item(catalogue)
+        return _all_items(apply, catalogue, loss)
+    return _sampled_items(apply, catalogue, loss, negative_ids)
 
-        def against(
-            rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
-        ) -> jax.Array:
-            seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
-            flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
-            return losses.mean_full_softmax(*flat, seen, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
 
-        return StepItems(
-            lambda ids: table[ids],
-            functools.partial(against, scored),
-            functools.partial(against, jax.lax.stop_gradient(table)),
-        )
+def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig) -> StepItems:
+    table = apply("item_table", catalogue)
+    scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
+    def against(
+        rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
+    ) -> jax.Array:
+        seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
+        flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
+        return losses.mean_full_softmax(*flat, seen, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
+
+    return StepItems(
+        lambda ids: table[ids],
+        functools.partial(against, scored),
+        functools.partial(against, jax.lax.stop_gradient(table)),
+    )
+
+
+def _sampled_items(
+    apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, negative_ids: jax.Array
+) -> StepItems:
     def embed(ids: jax.Array) -> jax.Array:
         return apply("embed", ids, catalogue)
 
