@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
             hidden=256,  # width inside the feed-forward layers
             dropout=0.1,
             positions="learned",  # learned (counted from the newest behaviour) | rotary (relative)
+            vectors=1,  # sasrec: vectors of a user, learned as a mixture (loss.merge)
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
             # From here to `slot`: not of sasrec.
             session_length=10,  # k
@@ -112,9 +113,12 @@ def get_config() -> ConfigDict:
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
             clamp_known=True,  # t2diff: known drifts are held at their noised true values during the reverse process
-            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (but where
-            # slot_training=denoised, and t2diff, which learn one): then eval.merge=softmax_mean
+            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (loss.merge; but where
+            # slot_training=denoised, and t2diff, which learn one)
             samples=1,
+            # Noise that a generated item is made of. request: drawn anew for every request | intent (t2diff_causal):
+            # the same for everyone, so that each of M intents comes to stand for something
+            noise="request",
             scale_decay=0.99,  # decay of the running drift scale
             kl_weight=1.0,  # slot vae: weight of the divergence beside the square error
             mixing=0.001,  # slot diffurec: mean and deviation of the weight with which a noised item is mixed in
@@ -129,6 +133,9 @@ def get_config() -> ConfigDict:
             # logs in which nobody takes an item twice
             exclude_seen=False,
             label_smoothing=0.0,
+            # How several vectors of a user make one probability (eval.merge ranks by it): softmax_mean: mean of their
+            # softmaxes | logsumexp: softmax of log sum_m exp of their scores, a vector weighs as much as its sum
+            merge="softmax_mean",
         )
     )
     config.optim = ConfigDict(
@@ -164,7 +171,7 @@ def get_config() -> ConfigDict:
             select="ndcg@10",  # validation metric that chooses the best checkpoint
             noise_keys=5,  # test metrics are reported over so many noise keys
             exclude_seen=False,  # True: all earlier items of the user leave the ranking
-            merge="max",  # max | softmax_mean: how M user vectors make one score
+            merge="max",  # max | softmax_mean | logsumexp: how M user vectors make one score
             block=8192,  # item rows scored at a time
             popularity=True,  # print the popularity baseline beside the model
         )

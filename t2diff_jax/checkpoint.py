@@ -298,7 +298,8 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir)
-    free = _NOT_MODEL if config.model.slot == "learned" else _NOT_MODEL + _DRAWN
+    learned = config.model.slot == "learned" or config.diffusion.noise == "intent"
+    free = _NOT_MODEL if learned else _NOT_MODEL + _DRAWN
     differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}
     if differing:
         raise ConfigError(

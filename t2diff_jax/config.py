@@ -114,6 +114,7 @@ class ModelConfig:
     hidden: int
     dropout: float
     positions: typing.Literal["learned", "rotary"]
+    vectors: int
     attend_self: bool
     session_length: int
     session_gap: int
@@ -146,6 +147,7 @@ class DiffusionConfig:
     sampler_steps: int
     clamp_known: bool
     samples: int
+    noise: typing.Literal["request", "intent"]
     scale_decay: float
     kl_weight: float
     mixing: float
@@ -160,6 +162,7 @@ class LossConfig:
     window_negatives: bool
     exclude_seen: bool
     label_smoothing: float
+    merge: typing.Literal["softmax_mean", "logsumexp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,7 @@ class EvalConfig:
     select: str
     noise_keys: int
     exclude_seen: bool
-    merge: typing.Literal["max", "softmax_mean"]
+    merge: typing.Literal["max", "softmax_mean", "logsumexp"]
     block: int
     popularity: bool
 

@@ -84,6 +84,8 @@ def model_rules(c: "Config") -> Rules:
             "is for t2diff_causal and sasrec; t2diff is the paper's form",
         ),
         (m.row_multiple >= 1, "model.row_multiple", "must be at least 1"),
+        (m.vectors >= 1, "model.vectors", "must be at least 1"),
+        (m.vectors == 1 or m.name == "sasrec", "model.vectors", "is for sasrec; others have diffusion.samples"),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
     ]
 
@@ -119,9 +121,14 @@ def diffusion_rules(c: "Config") -> Rules:
             "must be 1 where there is one intent: model.slot is empty, regressor or oracle",
         ),
         (
-            d.samples == 1 or c.loss.label_smoothing == 0,
+            max(d.samples, c.model.vectors) == 1 or c.loss.label_smoothing == 0,
             "diffusion.samples",
-            "must be 1 with loss.label_smoothing, which is not defined for a mixture",
+            "and model.vectors must be 1 with loss.label_smoothing, which is not defined for a mixture",
+        ),
+        (
+            d.noise == "request" or c.model.name != "t2diff",
+            "diffusion.noise",
+            "intent is for t2diff_causal, which learns several intents together",
         ),
         (
             d.estimate == "vector"

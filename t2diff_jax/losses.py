@@ -1,6 +1,7 @@
 """Losses: softmax cross-entropy over the catalogue, full or sampled (24), and the diffusion loss (23)."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,32 +36,43 @@ class Seen(NamedTuple):
 
 
 def full_softmax(
-    users: Float[Array, "Q U"],
+    users: Float[Array, "Q M U"],
     table: Float[Array, "R U"],
     targets: Int[Array, " Q"],
     allowed: Bool[Array, "#Q R"],
     *,
     label_smoothing: float,
+    merge: str,
 ) -> Float[Array, " Q"]:
-    """-log softmax of <e_u, e_i> over the allowed items (24), float32 [Q].
+    """-log of the target's probability (24): softmax of <e_u, e_i> over the allowed items, float32 [Q].
 
-    Label smoothing spreads its share evenly over them. A target that is not among them gives +inf.
+    `merge` says how the M vectors of a user speak together (`mixture`). Label smoothing, for M = 1, spreads its share
+    evenly over the allowed items. A target that is not among them gives +inf.
     """
-    logits = jnp.einsum("qu,ru->qr", users, table, preferred_element_type=jnp.float32)
-    logits = jnp.where(allowed, logits, -jnp.inf)
-    positive = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    log_total = jax.nn.logsumexp(logits, axis=-1)
+    logits = jnp.einsum("qmu,ru->qmr", users, table, preferred_element_type=jnp.float32)
+    logits = jnp.where(allowed[:, None], logits, -jnp.inf)
+    positive = jnp.take_along_axis(logits, targets[:, None, None], axis=-1)[..., 0]
     if label_smoothing:
-        mean = jnp.where(allowed, logits, 0).sum(axis=-1) / allowed.sum(axis=-1)
+        mean = jnp.where(allowed[:, None], logits, 0).sum(axis=-1) / allowed.sum(axis=-1, keepdims=True)
         positive = (1 - label_smoothing) * positive + label_smoothing * mean
-    return log_total - positive
+    return mixture(positive, jax.nn.logsumexp(logits, axis=-1), merge)
 
 
-def mixture(losses: Float[Array, "*Q M"]) -> Float[Array, "*Q"]:
-    """-log of the mean of M probabilities, given the -log of each: what several vectors of one user say together."""
-    possible = (losses < jnp.inf).any(axis=-1)
-    finite = jnp.where(possible[..., None], losses, 0)  # or the gradient of what is masked later would be NaN
-    return jnp.where(possible, jnp.log(losses.shape[-1]) - jax.nn.logsumexp(-finite, axis=-1), jnp.inf)
+def mixture(positives: Float[Array, "*Q M"], log_totals: Float[Array, "*Q M"], merge: str) -> Float[Array, "*Q"]:
+    """-log of the target's probability under M vectors of one user; +inf where no score of the target is finite.
+
+    positives: score of the target with each vector; log_totals: log of the sum of e^score over its candidates.
+    merge: "softmax_mean": the mean of the M softmaxes, all of equal weight. "logsumexp": the softmax of
+      log sum_m e^<u_m, e_i>, in which a vector weighs as much as its sum over the candidates.
+    """
+    possible = (positives > -jnp.inf).any(axis=-1)
+    # Elsewhere the gradient of what is masked later would be NaN.
+    positives, log_totals = (jnp.where(possible[..., None], a, 0) for a in (positives, log_totals))
+    if merge == "softmax_mean":
+        loss = jnp.log(positives.shape[-1]) - jax.nn.logsumexp(positives - log_totals, axis=-1)
+    else:
+        loss = jax.nn.logsumexp(log_totals, axis=-1) - jax.nn.logsumexp(positives, axis=-1)
+    return jnp.where(possible, loss, jnp.inf)
 
 
 def mean_full_softmax(
@@ -72,37 +84,32 @@ def mean_full_softmax(
     seen: Seen | None = None,
     *,
     label_smoothing: float,
+    merge: str,
     chunk: int,
 ) -> Float[Array, ""]:
     """Weighted mean of `full_softmax` over all items, or over all but those seen; float32 scalar.
 
-    M vectors of a user are a mixture: the mean of their softmaxes. A target of weight 0 has no influence.
+    A target of weight 0 has no influence.
 
     With a positive `chunk`, so many targets are scored at a time: no [Q, R] matrix is kept, and chunks of weight 0 (the
     padding of the windows) are left out. The gradient is made in the forward pass, chunk by chunk. That is for one
     device: where targets are spread over several, score all at once (chunk 0).
     """
+    softmax = functools.partial(full_softmax, label_smoothing=label_smoothing, merge=merge)
     if chunk == 0:
         allowed = is_item[None] if seen is None else seen.allowed(is_item, targets)
-        return weighted_mean(_mixed_softmax(users, table, targets, allowed, label_smoothing), weights)
-    total = _sum_in_chunks(label_smoothing, chunk, users, table, targets, is_item, weights, seen)
+        return weighted_mean(softmax(users, table, targets, allowed), weights)
+    total = _sum_in_chunks(softmax, chunk, users, table, targets, is_item, weights, seen)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
-def _mixed_softmax(users: Array, table: Array, targets: Array, allowed: Array, label_smoothing: float) -> Array:
-    def one(users: Array) -> Array:
-        return full_softmax(users, table, targets, allowed, label_smoothing=label_smoothing)
-
-    return mixture(jax.vmap(one, 1, 1)(users))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_in_chunks(label_smoothing: float, chunk: int, *arrays: Array | Seen | None) -> Array:
-    return _sum_and_gradient(label_smoothing, chunk, *arrays)[0]
+def _sum_in_chunks(softmax: Callable[..., Array], chunk: int, *arrays: Array | Seen | None) -> Array:
+    return _sum_and_gradient(softmax, chunk, *arrays)[0]
 
 
 def _sum_and_gradient(
-    label_smoothing: float,
+    softmax: Callable[..., Array],
     chunk: int,
     users: Array,
     table: Array,
@@ -123,8 +130,7 @@ def _sum_and_gradient(
 
         def loss(users: Array, table: Array) -> Array:
             allowed = is_item[None] if seen is None else Seen(seen.first, *behind).allowed(is_item, targets)
-            losses = _mixed_softmax(users, table, targets, allowed, label_smoothing)
-            return jnp.where(weights > 0, weights * losses, 0).sum()
+            return jnp.where(weights > 0, weights * softmax(users, table, targets, allowed), 0).sum()
 
         def nothing(users: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
             return jnp.zeros(()), (jnp.zeros_like(users), jnp.zeros_like(table))
@@ -141,7 +147,7 @@ def _sum_and_gradient(
 
 
 def _scaled(
-    label_smoothing: float, chunk: int, gradient: tuple[Array, Array], cotangent: Array
+    _softmax: Callable[..., Array], _chunk: int, gradient: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array | None, ...]:
     return (*(cotangent * g for g in gradient), None, None, None, None)
 
@@ -150,40 +156,43 @@ _sum_in_chunks.defvjp(_sum_and_gradient, _scaled)
 
 
 def sampled_softmax(
-    users: Float[Array, "B P U"],
+    users: Float[Array, "B P M U"],
     positives: Float[Array, "B P U"],
-    negatives: Float[Array, "m U"],
+    negatives: Float[Array, "n U"],
     targets: Int[Array, "B P"],
-    negative_ids: Int[Array, " m"],
+    negative_ids: Int[Array, " n"],
     n_items: int,
     own: Float[Array, "B L U"] | None = None,
     own_ids: Int[Array, "B L"] | None = None,
     seen: Int[Array, "B L"] | None = None,
+    *,
+    merge: str,
 ) -> Float[Array, "B P"]:
-    """Softmax cross-entropy against m shared negatives drawn uniformly with replacement, float32 [B, P].
+    """Softmax cross-entropy against n shared negatives drawn uniformly with replacement, float32 [B, P].
 
-    A negative enters as s - log E[count] with E[count] = m / N, the positive uncorrected (logQ); a negative that is the
+    A negative enters as s - log E[count] with E[count] = n / N, the positive uncorrected (logQ); a negative that is the
     row's own target is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of their row: each
     enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an unbiased estimate.
     With `seen`, the windows whose last P places the targets follow, what lies behind a position is no negative of it.
+    `merge` says how the M vectors of a user speak together (`mixture`).
     """
-    positive = jnp.einsum("bpu,bpu->bp", users, positives, preferred_element_type=jnp.float32)[..., None]
-    shared = jnp.einsum("bpu,mu->bpm", users, negatives, preferred_element_type=jnp.float32)
+    positive = jnp.einsum("bpmu,bpu->bpm", users, positives, preferred_element_type=jnp.float32)
+    shared = jnp.einsum("bpmu,nu->bpmn", users, negatives, preferred_element_type=jnp.float32)
     shared = shared - jnp.log(negative_ids.shape[0] / n_items)
     hidden = targets[..., None] == negative_ids[None, None]
-    logits = [positive]
+    logits = [positive[..., None]]
     if seen is not None:
         places = jnp.arange(seen.shape[1])[-users.shape[1] :, None]
         hidden |= first_places(seen, negative_ids)[:, None] <= places[None]
     if own_ids is not None:
         hidden |= (own_ids[..., None] == negative_ids[None, None]).any(axis=1)[:, None]
-        certain = jnp.einsum("bpu,blu->bpl", users, own, preferred_element_type=jnp.float32)
+        certain = jnp.einsum("bpmu,blu->bpml", users, own, preferred_element_type=jnp.float32)
         counts = (first_occurrence(own_ids) & (own_ids > 0))[:, None] & (own_ids[:, None] != targets[..., None])
         if seen is not None:
             counts &= (jnp.arange(own_ids.shape[1])[None] > places)[None]
-        logits.append(jnp.where(counts, certain, -jnp.inf))
-    logits.append(jnp.where(hidden, -jnp.inf, shared))
-    return jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1) - positive[..., 0]
+        logits.append(jnp.where(counts[:, :, None], certain, -jnp.inf))
+    logits.append(jnp.where(hidden[:, :, None], -jnp.inf, shared))
+    return mixture(positive, jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1), merge)
 
 
 def first_occurrence(ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:

@@ -45,11 +45,11 @@ def score_targets(
     """Rank and log loss of each target, float32 [B] each, from one scan.
 
     Rank: 1 + number of greater scores + ties / 2 among all other items. Log loss: -log of the target's probability
-    under the mean of the M softmaxes over it and what else may be ranked. Both are NaN where a score is NaN or
-    infinite, and for a user without a vector.
+    among it and what else may be ranked, under the merged scores; with "max", which is no model of it, as with
+    "softmax_mean". Both are NaN where a score is NaN or infinite, and for a user without a vector.
 
-    merge: "max" over the M user vectors, or "softmax_mean": the log of the mean of their softmaxes over what may be
-      ranked.
+    merge: of the scores with the M user vectors, "max"; "softmax_mean": the log of the mean of their softmaxes over
+      what may be ranked; "logsumexp": the log of the mean of their exponentials.
     """
     shift = _shift(users, table, merge)
     product = _dot("bmu,bu->bm", users.vectors, target_vectors)
@@ -71,7 +71,11 @@ def score_targets(
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
-    loss = -_merge((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
+    if merge == "logsumexp":
+        total, positive = (_merge(a[..., None], users.mask, merge)[:, 0] for a in (totals, product))
+        loss = total - positive
+    else:
+        loss = -_merge((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
     return jnp.where(bad, jnp.nan, 1 + greater), jnp.where(bad, jnp.nan, loss)
 
 
@@ -125,7 +129,7 @@ def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) 
 
 def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
     """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
-    if merge == "max":
+    if merge != "softmax_mean":
         return jnp.zeros(users.mask.shape)
 
     def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:

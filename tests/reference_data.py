@@ -43,6 +43,8 @@ def score_matrix(vectors, mask, table, n_items, merge, excluded=None):
             exp = np.exp(row - row.max(axis=1, keepdims=True))
             left = np.array([excluded is None or i not in excluded[b] for i in range(1, n_items + 1)])
             merged = np.log((exp / exp[:, left].sum(axis=1, keepdims=True)).mean(axis=0))
+        elif merge == "logsumexp":
+            merged = np.log(np.exp(row - row.max()).mean(axis=0)) + row.max()
         else:
             merged = row.max(axis=0)
         rows.append(np.concatenate([[-np.inf], merged]))

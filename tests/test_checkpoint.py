@@ -451,16 +451,20 @@ def test_same_model_ignores_how_it_was_trained(tmp_path):
     assert not any(name in str(caught.value) for name in ("batch_size", "ema", "block", "data.path", "mesh."))
 
 
-def test_intents_may_be_drawn_in_any_number_but_not_where_they_are_learned(tmp_path):
-    for slot in ("diffusion", "learned"):
-        config = _changed(_base_config(), model__name="t2diff_causal", model__slot=slot, diffusion__samples=2)
-        checkpoint.open_workdir(tmp_path / slot, config, "log")
-        more = _changed(config, diffusion__samples=4)
-        if slot == "diffusion":
-            checkpoint.check_same_model(tmp_path / slot, more)
-        else:
-            with pytest.raises(ConfigError, match=r"diffusion\.samples: 2 there, 4 now"):
-                checkpoint.check_same_model(tmp_path / slot, more)
+@pytest.mark.parametrize(
+    ("slot", "noise", "free"),
+    [("diffusion", "request", True), ("diffusion", "intent", False), ("learned", "request", False)],
+)
+def test_intents_may_be_drawn_in_any_number_but_not_where_they_are_learned(tmp_path, slot, noise, free):
+    changes = dict(model__name="t2diff_causal", model__slot=slot, diffusion__noise=noise, diffusion__samples=2)
+    config = _changed(_base_config(), **changes)
+    checkpoint.open_workdir(tmp_path, config, "log")
+    more = _changed(config, diffusion__samples=4)
+    if free:
+        checkpoint.check_same_model(tmp_path, more)
+    else:
+        with pytest.raises(ConfigError, match=r"diffusion\.samples: 2 there, 4 now"):
+            checkpoint.check_same_model(tmp_path, more)
 
 
 @pytest.mark.parametrize(

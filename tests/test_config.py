@@ -154,6 +154,10 @@ RULES = [
     ("diffusion.samples", {"model.slot": "regressor", "model.name": "t2diff_causal", "diffusion.samples": 2}),
     ("diffusion.samples", {"model.slot": "empty", "diffusion.samples": 2}),
     ("diffusion.samples", {"loss.label_smoothing": 0.1, "diffusion.samples": 2}),
+    ("diffusion.samples", {"loss.label_smoothing": 0.1, "model.name": "sasrec", "model.vectors": 2}),
+    ("diffusion.noise", {"diffusion.noise": "intent"}),
+    ("model.vectors", {"model.vectors": 0}),
+    ("model.vectors", {"model.vectors": 2}),
     ("diffusion.sampler_steps", {"model.slot": "learned", "model.name": "t2diff_causal", "diffusion.sampler_steps": 2}),
     ("diffusion.estimate", {"diffusion.estimate": "catalogue"}),
     (

@@ -13,6 +13,7 @@ from t2diff_jax.models.drift import (
     generated_item,
     initial_stats,
     leading_to,
+    noise_per_intent,
     noise_per_user,
     noised_drift,
     reverse,
@@ -130,6 +131,20 @@ def test_training_noise_is_a_stream_per_r():
         assert abs(x.mean()) < 0.1 and abs(x.std() - 1) < 0.05
     assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1
     assert np.any(a != np.asarray(training_noise(jax.random.key(1), a.shape)(jnp.int32(1))))
+
+
+def test_noise_per_intent_is_the_same_for_everyone():
+    """And its own for every intent and r; standard normal."""
+
+    def draw(intent, r, shape=(3, 2, 5000)):
+        return np.asarray(noise_per_intent(jnp.int32(intent), shape)(jnp.int32(r)))
+
+    first = draw(0, 6)
+    assert np.all(first == first[:1, :1])
+    np.testing.assert_array_equal(draw(0, 6, (7, 1, 5000))[:1], first[:1, :1])
+    np.testing.assert_allclose([first.mean(), first.std()], [0, 1], atol=0.05)
+    for other in (draw(1, 6), draw(0, 5)):
+        assert abs(np.corrcoef(first[0, 0], other[0, 0])[0, 1]) < 0.05
 
 
 def test_noise_per_user_is_named_by_request_intent_and_r():

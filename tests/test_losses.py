@@ -29,7 +29,8 @@ TARGETS = jnp.array([1, 6, 3, 3])
 
 
 def uncompiled(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
-    return full_softmax(users, table, targets, VALID[None], label_smoothing=smoothing)
+    args = users[:, None], table, targets, VALID[None]
+    return full_softmax(*args, label_smoothing=smoothing, merge="softmax_mean")
 
 
 @functools.partial(quick_jit, static_argnames="smoothing")
@@ -44,9 +45,9 @@ def full(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
 def test_full_softmax_by_hand():
     """Scores 0, log 2, log 3 over three items: the probability of the last is 3 / 6."""
     table = jnp.log(jnp.array([[99.0], [1.0], [2.0], [3.0]]))
-    loss = full_softmax(
-        jnp.array([[1.0]]), table, jnp.array([3]), jnp.array([[False, True, True, True]]), label_smoothing=0.0
-    )
+    allowed = jnp.array([[False, True, True, True]])
+    args = jnp.array([[[1.0]]]), table, jnp.array([3]), allowed
+    loss = full_softmax(*args, label_smoothing=0.0, merge="logsumexp")
     np.testing.assert_allclose(loss, [np.log(2)], rtol=1e-6)
 
 
@@ -85,7 +86,7 @@ WEIGHTS = jnp.array([0.5, 0.0, 2.0, 1.0])
 def mean_and_gradient(users, table, targets, weights, smoothing, chunk):
     def mean(users, table):
         args = users[:, None], table, targets, VALID, weights
-        return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
+        return mean_full_softmax(*args, label_smoothing=smoothing, merge="softmax_mean", chunk=chunk)
 
     return jax.value_and_grad(mean, argnums=(0, 1))(users, table)
 
@@ -112,8 +113,8 @@ def test_targets_of_weight_0_have_no_influence_on_the_mean(chunk):
 def sampled_uncompiled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):
     """One target a row."""
     own = None if own_ids is None else table[own_ids]
-    args = users[:, None], table[targets][:, None], table[negative_ids], targets[:, None], negative_ids, n_items
-    return sampled_softmax(*args, own, own_ids)[:, 0]
+    args = users[:, None, None], table[targets][:, None], table[negative_ids], targets[:, None], negative_ids, n_items
+    return sampled_softmax(*args, own, own_ids, merge="softmax_mean")[:, 0]
 
 
 sampled_compiled = quick_jit(sampled_uncompiled, static_argnums=4)
@@ -168,7 +169,8 @@ def test_own_negatives_are_those_of_their_row_at_every_position():
     rng = np.random.default_rng(5)
     own, ids = jnp.array([[0, 1, 2], [4, 4, 6]]), jnp.array([1, 3, 5])
     users, targets = jnp.asarray(rng.normal(size=(2, 2, USERS.shape[1])), jnp.float32), jnp.array([[3, 1], [2, 4]])
-    both = sampled_softmax(users, TABLE[targets], TABLE[ids], targets, ids, N, TABLE[own], own)
+    args = users[:, :, None], TABLE[targets], TABLE[ids], targets, ids, N, TABLE[own], own
+    both = sampled_softmax(*args, merge="softmax_mean")
     for p in range(2):
         np.testing.assert_allclose(both[:, p], sampled(ids, users[:, p], targets=targets[:, p], own_ids=own), rtol=1e-6)
 
@@ -211,7 +213,7 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
 
     def mean(users, table):
         args = users[:, None], table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
-        return mean_full_softmax(*args, label_smoothing=smoothing, chunk=chunk)
+        return mean_full_softmax(*args, label_smoothing=smoothing, merge="logsumexp", chunk=chunk)
 
     value, (by_users, by_table) = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
     np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
@@ -229,53 +231,73 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
 
 
 def test_a_mixture_by_hand():
-    """Probabilities 1/2 and 1/8: their mean is 5/16; one alone is itself; one that cannot be counts half."""
-    losses = jnp.log(jnp.array([[2.0, 8.0], [2.0, jnp.inf]]))
-    np.testing.assert_allclose(mixture(losses), np.log([16 / 5, 4]), rtol=1e-6)
-    np.testing.assert_allclose(mixture(losses[:1, :1]), losses[0, :1], rtol=1e-6)
-    gradient = jax.grad(lambda x: mixture(x)[0])(losses)
-    np.testing.assert_allclose(gradient, [[0.8, 0.2], [0, 0]], rtol=1e-6)
-    impossible = jnp.full((1, 2), jnp.inf)
-    assert np.isposinf(mixture(impossible)) and not np.any(jax.grad(lambda x: mixture(x).sum())(impossible))
+    """Shares 3 of 6 and 1 of 8. Mean of the softmaxes: 5/16. One softmax of the sums: 4 of 14."""
+    positives, totals = jnp.log(jnp.array([[3.0, 1.0]])), jnp.log(jnp.array([[6.0, 8.0]]))
+    np.testing.assert_allclose(mixture(positives, totals, "softmax_mean"), [np.log(16 / 5)], rtol=1e-6)
+    np.testing.assert_allclose(mixture(positives, totals, "logsumexp"), [np.log(14 / 4)], rtol=1e-6)
+    gradient = jax.grad(lambda x: mixture(x, totals, "softmax_mean")[0])(positives)
+    np.testing.assert_allclose(gradient, [[-0.8, -0.2]], rtol=1e-6)
+    gradient = jax.grad(lambda x: mixture(x, totals, "logsumexp")[0])(positives)
+    np.testing.assert_allclose(gradient, [[-0.75, -0.25]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
+def test_the_limits_of_a_mixture(merge):
+    """One vector is its own softmax, bit by bit; a target without a score is impossible and teaches nothing."""
+    positives, totals = jnp.asarray(normal(0, 5, 1)), 3 + jnp.asarray(normal(1, 5, 1))
+    np.testing.assert_array_equal(mixture(positives, totals, merge), (totals - positives)[:, 0])
+    impossible = jnp.full((1, 2), -jnp.inf)
+    for total in (impossible, jnp.ones((1, 2))):
+        assert np.isposinf(mixture(impossible, total, merge))
+        gradients = jax.grad(lambda *args: mixture(*args, merge).sum(), argnums=(0, 1))(impossible, total)
+        assert not any(map(np.any, gradients))
+
+
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
 @pytest.mark.parametrize("chunk", [0, 3])
-def test_several_vectors_are_a_mixture_against_numpy(chunk):
-    """The mean of three softmaxes at every position, without the seen; value and gradient."""
+def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
+    """Three vectors at every position, without the seen; value and gradient."""
     users, targets = jnp.asarray(normal(4, 8, 3, 3)), jnp.array([1, 6, 2, 3, 2, 4, 5, 3])
     weights = jnp.array([1.0, 0.5, 0.0, 1.0, 2.0, 1.0, 1.0, 1.0])
     kept = [[i for i in range(1, N + 1) if i == t or i not in behind(q // 4, q % 4)] for q, t in enumerate(targets)]
 
     def mean(users, table):
         args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
-        return mean_full_softmax(*args, label_smoothing=0.0, chunk=chunk)
+        return mean_full_softmax(*args, label_smoothing=0.0, merge=merge, chunk=chunk)
 
     def slow(users, table):
-        chances = [
-            jax.nn.softmax(user @ table[jnp.array(i)].T, axis=-1)[:, i.index(t)].mean()
-            for user, i, t in zip(users, kept, targets.tolist(), strict=True)
-        ]
+        def chance(user, items, target):
+            odds = jnp.exp(user @ table[jnp.array(items)].T)
+            if merge == "softmax_mean":
+                odds = odds / odds.sum(axis=1, keepdims=True)
+            return odds[:, items.index(target)].sum() / odds.sum()
+
+        chances = [chance(*args) for args in zip(users, kept, targets.tolist(), strict=True)]
         return -jnp.log(jnp.stack(chances)) @ weights / weights.sum()
 
     value, gradients = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
     terms = []
     for user, i, t in zip(np.asarray(users), kept, targets.tolist(), strict=True):
         odds = np.exp(user @ np.asarray(TABLE)[i].T)
-        terms.append(-np.log(np.mean(odds[:, i.index(t)] / odds.sum(axis=1))))
+        shares = odds[:, i.index(t)] / odds.sum(axis=1)
+        weight = np.full(3, 1 / 3) if merge == "softmax_mean" else odds.sum(axis=1) / odds.sum()
+        terms.append(-np.log(weight @ shares))
     np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
     for got, wanted in zip(gradients, jax.grad(slow, argnums=(0, 1))(users, TABLE), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_them():
-    users, targets = jnp.asarray(normal(3, 2, 3, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
+def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_them(merge):
+    """With two vectors a user."""
+    users, targets = jnp.asarray(normal(3, 2, 3, 2, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
     ids, weights = jnp.arange(1, N + 1), jnp.ones(6)
     args = users, TABLE[targets], TABLE[ids], targets, ids, N
     seen = Seen.of(HISTORY, 3, ROWS)
-    flat = users.reshape(6, 1, 3), TABLE, targets.reshape(6), VALID, weights, seen
-    expected = mean_full_softmax(*flat, label_smoothing=0.0, chunk=0)
-    np.testing.assert_allclose(sampled_softmax(*args, seen=HISTORY).mean(), expected, rtol=1e-5)
-    with_own = sampled_softmax(*args, TABLE[HISTORY], HISTORY, HISTORY)
+    flat = users.reshape(6, 2, 3), TABLE, targets.reshape(6), VALID, weights, seen
+    expected = mean_full_softmax(*flat, label_smoothing=0.0, merge=merge, chunk=0)
+    np.testing.assert_allclose(sampled_softmax(*args, seen=HISTORY, merge=merge).mean(), expected, rtol=1e-5)
+    with_own = sampled_softmax(*args, TABLE[HISTORY], HISTORY, HISTORY, merge=merge)
     np.testing.assert_allclose(with_own.mean(), expected, rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ from t2diff_jax.config import MeshConfig
 from t2diff_jax.retrieval import Users, block_table, score_targets, top_k
 from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
 
-MERGES = ("max", "softmax_mean")
+MERGES = ("max", "softmax_mean", "logsumexp")
 
 
 def case(seed=0, *, n_items=50, filling=6, users=9, vectors=1, width=6, whole=False, excluded=False):
@@ -47,10 +47,10 @@ def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge)
 
 
 def run_log_loss(vectors, mask, table, targets, excluded, *, n_items, block):
-    """The same for either way of merging."""
+    """That of the mean of the softmaxes, which is also told of the maximum."""
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
     args = users, block_jit(table, n_items, block), targets, table[targets]
-    loss, again = (np.asarray(score_jit(*args, merge=merge)[1]) for merge in MERGES)
+    loss, again = (np.asarray(score_jit(*args, merge=merge)[1]) for merge in ("softmax_mean", "max"))
     np.testing.assert_allclose(again, loss, rtol=1e-5, atol=1e-5)
     return loss
 
@@ -107,6 +107,27 @@ def test_softmax_mean_by_hand():
         np.testing.assert_allclose(np.exp(-loss), [expected], rtol=1e-5)
 
 
+def test_logsumexp_by_hand():
+    """A vector weighs as much as its sum over what may be ranked."""
+    table = np.log(np.array([[1, 1], [1, 8], [2, 1], [1, 1]], np.float32))
+    vectors, mask = np.eye(2, dtype=np.float32)[None], np.ones((1, 2), bool)
+    # e^scores of items 1..3: (1, 2, 1) and (8, 1, 1); their means 9, 3, 2 halves.
+    scores, ids = run_top_k(vectors, mask, table, None, 3, n_items=3, block=8, merge="logsumexp")
+    np.testing.assert_allclose(np.exp(scores), [[4.5, 1.5, 1]], rtol=1e-5)
+    assert ids.tolist() == [[1, 2, 3]]
+
+    def probability(mask, excluded, target):
+        users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array([excluded]))
+        args = users, block_jit(table, 3, 8), np.array([target]), table[[target]]
+        return np.exp(-score_jit(*args, merge="logsumexp")[1])
+
+    # Without item 1 items 2 and 3 have 3 and 2; with it, as a target that repeats, it has 9 of 14.
+    np.testing.assert_allclose(probability(mask, None, 2), [3 / 14], rtol=1e-5)
+    np.testing.assert_allclose(probability(mask, [0, 1], 2), [3 / 5], rtol=1e-5)
+    np.testing.assert_allclose(probability(mask, [0, 1], 1), [9 / 14], rtol=1e-5)
+    np.testing.assert_allclose(probability([[True, False]], None, 2), [2 / 4], rtol=1e-5)
+
+
 # --- against the whole matrix ----------------------------------------------------------------------------------------
 
 
@@ -119,6 +140,8 @@ def test_softmax_mean_by_hand():
         (8, "softmax_mean", 3, True),
         (24, "softmax_mean", 1, False),
         (1000, "softmax_mean", 3, False),
+        (8, "logsumexp", 3, True),
+        (1000, "logsumexp", 3, False),
     ],
 )
 def test_random_tables(block, merge, vectors, excluded):
@@ -183,7 +206,7 @@ def test_exact_ties_of_whole_numbers(block, vectors):
 
 
 @pytest.mark.parametrize("length", [1e-4, 1.0, 1e3])
-@pytest.mark.parametrize(("merge", "vectors"), [("max", 1), ("max", 3), ("softmax_mean", 3)])
+@pytest.mark.parametrize(("merge", "vectors"), [("max", 1), ("max", 3), ("softmax_mean", 3), ("logsumexp", 3)])
 def test_a_collapsed_model_gets_the_middle_rank(merge, vectors, length):
     generator = np.random.default_rng(0)
     row = generator.normal(size=37).astype(np.float32) * np.float32(length)
@@ -279,7 +302,9 @@ def test_overflow_makes_the_rank_nan(bad, merge):
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("merge", "excluded"), [("max", True), ("softmax_mean", False), ("softmax_mean", True)])
+@pytest.mark.parametrize(
+    ("merge", "excluded"), [("max", True), ("softmax_mean", False), ("softmax_mean", True), ("logsumexp", True)]
+)
 def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
     n_items = 90
     v, mask, table, targets, out = case(9, n_items=n_items, filling=5, users=16, vectors=2, excluded=excluded)

@@ -43,7 +43,7 @@ def loss_and_gradient(params, batch):
 def test_the_user_is_the_last_state(variables):
     users, mask = encode(variables, BATCH)
     assert users.shape == (5, 1, 8 + 4) and users.dtype == jnp.float32 and mask.all()
-    np.testing.assert_allclose(users[:, 0], states(variables, BATCH)[:, -1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(users, states(variables, BATCH)[:, -1], rtol=1e-5, atol=1e-6)
 
 
 def test_no_state_sees_a_later_behaviour(variables):
@@ -77,7 +77,7 @@ def _filled(x, value):
 def test_loss_against_numpy(variables):
     """Every valid behaviour predicts the next one, the last one the target; weight 0 and padding count nothing."""
     (loss, (metrics, stats)), _ = loss_and_gradient(variables["params"], BATCH)
-    scores = np.asarray(states(variables, BATCH)) @ np.asarray(RETRIEVER.encode_items(variables, CATALOGUE)).T
+    scores = np.asarray(states(variables, BATCH))[:, :, 0] @ np.asarray(RETRIEVER.encode_items(variables, CATALOGUE)).T
     following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
     terms = [
         reference.cross_entropy(scores[b, j, 1 : ITEMS + 1], following[b, j] - 1)
@@ -87,6 +87,40 @@ def test_loss_against_numpy(variables):
     assert len(terms) == 6 + 4 + 1
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
     assert metrics["loss_tower"] == loss and stats == {}
+
+
+def test_several_vectors(variables):
+    """Each is the state plus a linear map of it, with a sketch of its own; together they are a mixture."""
+    retriever = build_retriever(
+        small_config(model__name="sasrec", model__sketch_dim=4, model__vectors=2, loss__merge="logsumexp"), SIZES
+    )
+    several = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
+    heads = several["params"]["heads"]
+    users, mask = quick_jit(lambda v: retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(several)
+    assert users.shape == (5, 2, 8 + 4) and mask.shape == (5, 2) and mask.all()
+    alone = {"params": {name: value for name, value in several["params"].items() if name != "heads"}, "stats": {}}
+    state = np.asarray(encode(alone, BATCH)[0])[:, :, :8]
+    added = (state @ np.asarray(heads["kernel"]) + np.asarray(heads["bias"])).reshape(5, 2, 8)
+    users = np.asarray(users)
+    np.testing.assert_allclose(users[:, :, :8], state + added, rtol=1e-4, atol=1e-5)
+    assert np.all(np.any(users[VALID[:, -1], 0, 8:] != users[VALID[:, -1], 1, 8:], axis=-1))
+
+    def loss(params):
+        return retriever.loss({"params": params, "stats": {}}, CATALOGUE, BATCH, jax.random.key(0))[0]
+
+    def every_user(params):
+        x = retriever.net.apply({"params": params}, BATCH["history"], CATALOGUE, method="embed")
+        return retriever.net.apply({"params": params}, x, BATCH, deterministic=True, method="user")
+
+    value, gradient = quick_jit(jax.value_and_grad(loss))(several["params"])
+    vectors, table = quick_jit(every_user)(several["params"]), retriever.encode_items(several, CATALOGUE)
+    scores = np.asarray(vectors) @ np.asarray(table).T
+    merged = np.logaddexp(scores[:, :, 0], scores[:, :, 1])[..., 1 : ITEMS + 1]
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    counted = [(b, j) for b, j in np.argwhere(VALID) if BATCH["weight"][b] > 0]
+    terms = [reference.cross_entropy(merged[b, j], following[b, j] - 1) for b, j in counted]
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    assert np.any(gradient["heads"]["kernel"]) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
 def test_sampled_negatives_estimate_the_full_loss(variables):

@@ -37,6 +37,7 @@ from model_cases import (
 from configs import base
 from t2diff_jax.models import build_retriever, t2diff_causal
 from t2diff_jax.models.generators import Context
+from t2diff_jax.models.objective import step_items
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention
 from t2diff_jax.types import Generative, Retriever, Sizes
 
@@ -597,6 +598,30 @@ def test_several_intents():
     np.testing.assert_allclose(several[:, :1], encoder()(variables, BATCH, KEY), atol=2e-5, rtol=1e-4)
     for a, b in ((0, 1), (1, 2), (0, 2)):
         np.testing.assert_array_equal(np.any(several[:, a] != several[:, b], axis=-1), ROWS_WITH_BEHAVIOURS)
+
+
+def test_shared_noise_makes_the_same_intents_for_every_request():
+    """No key changes them; the intents of one request differ; training and inference make the same ones."""
+    changes = {"diffusion__noise": "intent", "diffusion__samples": 2}
+    retriever, variables = model(**changes)
+    users = np.asarray(encoder(**changes)(variables, BATCH, KEY))
+    np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))
+    np.testing.assert_array_equal(np.any(users[:, 0] != users[:, 1], axis=-1), ROWS_WITH_BEHAVIOURS)
+    generated = np.asarray(retriever.generate_items(variables, CATALOGUE, BATCH, KEY))
+
+    def slots(key):
+        net = functools.partial(retriever.net.apply, {"params": variables["params"]})
+        x = net(BATCH["history"], CATALOGUE, method="embed")
+        states = net(x, BATCH["history"], method="encode", deterministic=True)
+        items = step_items(retriever.net, {"params": variables["params"]}, CATALOGUE, retriever.loss_config, None)
+        return retriever.diffuse(variables, CATALOGUE, items, x, states, BATCH, key)
+
+    one, other = (quick_jit(slots)(key) for key in (KEY, jax.random.key(1)))
+    np.testing.assert_array_equal(one.slots, other.slots)
+    # The step has moved the drift's scale, and with it the items.
+    again = retriever.generate_items({**variables, "stats": one.stats}, CATALOGUE, BATCH, KEY)
+    np.testing.assert_allclose(one.slots[:, -1][VALID[:, -1]], again[VALID[:, -1]], atol=2e-5, rtol=1e-4)
+    assert generated.shape == (5, 2, 8)
 
 
 def test_a_regressor_has_no_noise():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig
 from t2diff_jax.diffusion.process import drift, q_sample
 from t2diff_jax.diffusion.samplers import Estimate, Known, Noise, ddim, ddpm
@@ -118,6 +119,15 @@ def noise_per_user(keys: jax.Array, intent: jax.Array, shape: tuple[int, ...]) -
         return jax.vmap(one)(keys)
 
     return noise
+
+
+def noise_per_intent(intent: jax.Array, shape: tuple[int, ...]) -> Noise:
+    """Noise of the reverse process that is the same for all requests and positions: named by intent and r alone.
+
+    shape: [..., D].
+    """
+    stream = rng.at_step(rng.stream(0, "intents"), intent)
+    return lambda r: jnp.broadcast_to(jax.random.normal(jax.random.fold_in(stream, r), shape[-1:]), shape)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -76,7 +76,8 @@ def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: Loss
     ) -> jax.Array:
         seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
         flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
-        return losses.mean_full_softmax(*flat, seen, label_smoothing=loss.label_smoothing, chunk=loss.chunk)
+        how = dict(label_smoothing=loss.label_smoothing, merge=loss.merge, chunk=loss.chunk)
+        return losses.mean_full_softmax(*flat, seen, **how)
 
     return StepItems(
         lambda ids: table[ids],
@@ -101,12 +102,8 @@ def _sampled_items(
         history: jax.Array,
     ) -> jax.Array:
         own_ids, seen = None if own is None else history, history if loss.exclude_seen else None
-        drawn = targets, negative_ids, catalogue.n_items
-
-        def one(vectors: jax.Array) -> jax.Array:
-            return losses.sampled_softmax(vectors, positives, negatives, *drawn, own, own_ids, seen)
-
-        return losses.weighted_mean(losses.mixture(jax.vmap(one, 2, 2)(vectors)), weights)
+        args = vectors, positives, negatives, targets, negative_ids, catalogue.n_items, own, own_ids, seen
+        return losses.weighted_mean(losses.sampled_softmax(*args, merge=loss.merge), weights)
 
     def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
         positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))

@@ -1,4 +1,7 @@
-"""SASRec with cross-entropy at every position of the window (Kang & McAuley 2018; the loss as in later work)."""
+"""SASRec with cross-entropy at every position of the window (Kang & McAuley 2018; the loss as in later work).
+
+With `model.vectors` > 1 it is a mixture of softmaxes (Yang et al. 2018), the freedom that several intents give T2Diff.
+"""
 
 import dataclasses
 from typing import Any
@@ -32,6 +35,8 @@ class SASRecNet(nn.Module):
         if self.sizes.user_features:
             self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
             self.user_out = nn.Dense(m.dim)
+        if m.vectors > 1:
+            self.heads = nn.Dense(m.vectors * m.dim)
 
     def item_table(self, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]."""
@@ -46,15 +51,19 @@ class SASRecNet(nn.Module):
         return jnp.concatenate([e, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else e
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
-        """One user vector after every behaviour, float32 [B, L, U]."""
+        """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
         valid = batch["history"] > 0
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
         h = self.encoder(self.item_norm(x), causal, deterministic=deterministic).astype(jnp.float32)
         if self.sizes.user_features:
             h = h + self.user_out(self.users(batch["user_features"]))[:, None]
+        users = h[:, :, None]
+        if self.model.vectors > 1:
+            users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
         if not self.model.sketch_dim:
-            return h
-        return jnp.concatenate([h, self.sketch(h, x, batch["history"], causal)], axis=-1)
+            return users
+        each = [self.sketch(users[:, :, m], x, batch["history"], causal) for m in range(self.model.vectors)]
+        return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
         """Touches every parameter, for `init`."""
@@ -81,11 +90,11 @@ class SASRec:
     def encode_user(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The vector after the last behaviour, [B, 1, U]; the key is not used."""
+        """The vectors after the last behaviour, [B, M, U]; the key is not used."""
         params = {"params": variables["params"]}
         x = self.net.apply(params, batch["history"], catalogue, method="embed")
         users = self.net.apply(params, x, batch, deterministic=True, method="user")
-        return users[:, -1:], jnp.ones((x.shape[0], 1), bool)
+        return users[:, -1], jnp.ones(users[:, -1].shape[:2], bool)
 
     def encode_items(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
         """Scored vectors of every row, [R, U]."""
@@ -103,5 +112,5 @@ class SASRec:
         x = items.lookup(history)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})
         targets, weights = next_items(batch)
-        loss = items.cross_entropy(users[:, :, None], targets, weights, history)
+        loss = items.cross_entropy(users, targets, weights, history)
         return loss, ({"loss_tower": loss}, variables["stats"])

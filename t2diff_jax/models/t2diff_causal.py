@@ -31,6 +31,7 @@ from t2diff_jax.models.drift import (
     generated_item,
     initial_stats,
     leading_to,
+    noise_per_intent,
     noise_per_user,
     schedule_of,
     training_noise,
@@ -74,7 +75,7 @@ class T2DiffCausal:
     def encode_user(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """User vectors [B, M, U] from M drawn intents; noise is named by (key, user, position, intent)."""
+        """User vectors [B, M, U] from M intents; noise is named by (key, user, position, intent), or by the intent."""
         history = batch["history"]
         x = self._apply(variables, "embed", history, catalogue)
         states = self._apply(variables, "encode", x, history, deterministic=True)
@@ -164,14 +165,16 @@ class T2DiffCausal:
         key: jax.Array,
     ) -> jax.Array:
         """xhat_{n+1} after the last behaviour, [B, M, D]."""
-        keys = rng.per_user(key, batch["user"], batch["position"])
+        keys, shared = rng.per_user(key, batch["user"], batch["position"]), self.diffusion.noise == "intent"
         context = self.context(variables, x, states, batch["history"] > 0, None)
         if not self.generator.whole_window:
             context = jax.tree.map(lambda a: a[:, -1:], context)
         settle = self.settle(variables, catalogue, context, batch["history"])
 
         def one(m: jax.Array) -> jax.Array:
-            return self.generate(variables, context, noise_per_user(keys, m, context.x.shape), settle)[:, -1]
+            shape = context.x.shape
+            noise = noise_per_intent(m, shape) if shared else noise_per_user(keys, m, shape)
+            return self.generate(variables, context, noise, settle)[:, -1]
 
         return jax.vmap(one, out_axes=1)(jnp.arange(self.diffusion.samples))
 
@@ -251,10 +254,13 @@ class T2DiffCausal:
         if self.diffusion.slot_training == "denoised":
             return Generated(cut(placed(settle(lesson.estimate)))[:, :, None], lesson.loss, stats)
 
-        def intent(key: jax.Array) -> jax.Array:
-            return self.generate(*cut((variables, context)), training_noise(key, x.shape), settle)
+        def intent(m: jax.Array, key: jax.Array) -> jax.Array:
+            shared = self.diffusion.noise == "intent"
+            noise = noise_per_intent(m, x.shape) if shared else training_noise(key, x.shape)
+            return self.generate(*cut((variables, context)), noise, settle)
 
-        slots = jax.vmap(intent, out_axes=2)(jax.random.split(key_slot, self.diffusion.samples))
+        count = self.diffusion.samples
+        slots = jax.vmap(intent, out_axes=2)(jnp.arange(count), jax.random.split(key_slot, count))
         return Generated(cut(slots), lesson.loss, stats)
 
     def context(
