@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from t2diff_jax import results
-from t2diff_jax.results import ResultsError, mean_over_seeds, portable_command, read_run, rows_of
+from t2diff_jax.results import __main__ as page_of_results
+from t2diff_jax.results.runs import ResultsError, keep, portable_command, read_run, rows_of
+from t2diff_jax.results.tables import mean_over_seeds
 
 
 def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
@@ -80,7 +81,7 @@ def page(tmp_path_factory):
     empty = [evaluation(0.2), evaluation(0.25, excluded=True)]
     make_run(folder / "runs" / "empty_seed0", empty, slot="empty", ranks=[2.0, 2.0, 11.0, 2.0])
     out = folder / "docs" / "results.md"
-    results.main([str(folder / "runs"), "--out", str(out), "--against", "empty"])
+    page_of_results.main([str(folder / "runs"), "--out", str(out), "--against", "empty"])
     return out
 
 
@@ -122,13 +123,23 @@ def test_the_figures(page):
     text = page.read_text()
     linked = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(linked) == 5 and all((page.parent / name).read_text().startswith("<?xml") for name in linked)
-    denoising = (page.parent / "figures" / "denoising.svg").read_text()
-    assert "diffusion" in denoising and "empty" not in denoising
+    (denoising,) = (page.parent / name for name in linked if "denoising" in name)
+    assert denoising.name == "denoising_movielens_ml_1m_user_holdout_not_excluded.svg"
+    assert "diffusion" in denoising.read_text() and "empty" not in denoising.read_text()
+
+
+def test_a_figure_shows_the_rows_of_its_table(tmp_path):
+    make_run(tmp_path / "runs" / "a_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "runs" / "b_seed0", [evaluation(0.2, excluded=True)])
+    page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md")])
+    for row, other, ranked in (("a", "b", "not_excluded"), ("b", "a", "excluded")):
+        text = (tmp_path / "figures" / f"validation_movielens_ml_1m_user_holdout_{ranked}.svg").read_text()
+        assert f">{row}</text>" in text and f">{other}</text>" not in text
 
 
 def test_the_page_is_the_same_again(page, tmp_path):
     out = tmp_path / "results.md"
-    results.main([str(page.parent.parent / "runs"), "--out", str(out), "--against", "empty"])
+    page_of_results.main([str(page.parent.parent / "runs"), "--out", str(out), "--against", "empty"])
     assert out.read_text() == page.read_text()
     for figure in (page.parent / "figures").iterdir():
         assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
@@ -137,16 +148,16 @@ def test_the_page_is_the_same_again(page, tmp_path):
 def test_kept_copies_make_the_same_page(page, tmp_path):
     """They are small, and name no path of the machine; ranks of another kind of ranking are not compared."""
     kept, out = tmp_path / "kept", tmp_path / "docs" / "results.md"
-    results.main([str(page.parent.parent / "runs"), "--out", str(tmp_path / "x.md"), "--keep", str(kept)])
+    page_of_results.main([str(page.parent.parent / "runs"), "--out", str(tmp_path / "x.md"), "--keep", str(kept)])
     assert all(b"somebody" not in file.read_bytes() for file in kept.rglob("*.*") if file.is_file())
-    results.main([str(kept), "--out", str(out), "--against", "empty"])
+    page_of_results.main([str(kept), "--out", str(out), "--against", "empty"])
     assert out.read_text() == page.read_text()
 
 
 def test_ranks_of_another_kind_of_ranking_are_not_compared(tmp_path):
     make_run(tmp_path / "a_seed0", [evaluation(0.2)], ranks=[1.0])
     make_run(tmp_path / "b_seed0", [evaluation(0.2, excluded=True), evaluation(0.1)], ranks=[2.0])
-    results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "a", "b"])
+    page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "a", "b"])
     found = tables((tmp_path / "x.md").read_text())
     head, _, *rows, _ = found["movielens ml-1m, user_holdout, seen items not excluded"]
     assert head[-2] == "ndcg@10 against a [95 %]" and [row[-2] for row in rows] == ["", ""]
@@ -158,7 +169,7 @@ def test_copies_stand_beside_new_runs(tmp_path):
     """A kept copy names no folder of its data; a new seed of the same row does."""
     make_run(tmp_path / "a_seed0", [evaluation(0.2)])
     make_run(tmp_path / "new" / "a_seed1", [evaluation(0.2)], seed=1)
-    results.keep(read_run(tmp_path / "a_seed0"), tmp_path / "kept")
+    keep(read_run(tmp_path / "a_seed0"), tmp_path / "kept")
     runs = [read_run(tmp_path / "new" / "a_seed1"), read_run(tmp_path / "kept" / "a_seed0")]
     assert [run.config["seed"] for run in rows_of(runs)["a"]] == [0, 1]
 
@@ -178,7 +189,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     with pytest.raises(ResultsError, match=r"c_seed0/eval\.json is of an older version"):
         read_run(tmp_path / "c_seed0")
     with pytest.raises(ResultsError, match="is where the runs lie"):
-        results.keep(read_run(tmp_path / "a_seed0"), tmp_path)
+        keep(read_run(tmp_path / "a_seed0"), tmp_path)
     (tmp_path / "b_seed7" / "eval.json").unlink()
     with pytest.raises(ResultsError, match=r"b_seed7 has no eval\.json"):
         read_run(tmp_path / "b_seed7")
@@ -186,7 +197,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     with pytest.raises(ResultsError, match=r"run\.json"):
         read_run(tmp_path / "b_seed0")
     with pytest.raises(SystemExit) as stop:
-        results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.md")])
+        page_of_results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.md")])
     assert stop.value.code == 1 and "holds no run" in capsys.readouterr().err and not (tmp_path / "x.md").exists()
 
 

@@ -1,0 +1,183 @@
+"""Finished runs as their folders tell them: reading, small copies, grouping into rows, which evaluation is which."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+_SEED = re.compile(r"_seed\d+$")
+
+
+class ResultsError(ValueError):
+    """Run folders that do not belong together, or hold something else than this version writes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+      folder: where it lies.
+      config: `config.json`'s configuration.
+      origin: `run.json`.
+      evaluations: the files `eval.json` and `eval_*.json`, by stem.
+      lines: `metrics.jsonl`.
+    """
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    origin: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+    lines: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """The name of its row."""
+        return _SEED.sub("", self.folder.name)
+
+    @property
+    def minutes(self) -> float:
+        """Time spent in training steps, without evaluation, start and compilation."""
+        size, seconds, before = self.config["train"]["batch_size"], 0.0, 0
+        for line in self.lines:
+            if line["split"] == "train":
+                seconds += (line["step"] - before) * size / (line["examples_per_s"] or np.inf)
+                before = line["step"]
+        return seconds / 60
+
+    @property
+    def data(self) -> str:
+        """The log's name and the protocol."""
+        data = self.config["data"]
+        return f"{data['source']} {pathlib.PurePath(data['path']).name}".strip() + f", {data['protocol']}"
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads one run folder.
+
+    Raises:
+      ResultsError: a file is missing or unreadable; names it.
+    """
+
+    def load(name: str) -> dict[str, Any]:
+        try:
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{folder / name}: {error}; finish the run, or move its folder away") from error
+
+    evaluations = {path.stem: load(path.name) for path in sorted(folder.glob("eval*.json"))}
+    if "eval" not in evaluations:
+        raise ResultsError(f"{folder} has no eval.json: finish the run, or move its folder away")
+    for name, result in evaluations.items():
+        if "milliseconds_per_user" not in result:
+            raise ResultsError(f"{folder / name}.json is of an older version: run eval.py on it again")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Run(folder, load("config.json")["config"], load("run.json"), evaluations, lines)
+
+
+def read_runs(folder: pathlib.Path) -> list[Run]:
+    """All finished runs of a folder, by name.
+
+    Raises:
+      ResultsError: there is none, or one is not whole.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    if not runs:
+        raise ResultsError(f"{folder} holds no run")
+    return runs
+
+
+def keep(run: Run, folder: pathlib.Path) -> None:
+    """Copies what the page is made of to a folder of the run's name: no checkpoints, no paths of the machine.
+
+    Raises:
+      ResultsError: the copy would be the run itself.
+    """
+    copy = folder / run.folder.name
+    if copy.resolve() == run.folder.resolve():
+        raise ResultsError(f"--keep {folder}: is where the runs lie; name another folder")
+    copy.mkdir(parents=True, exist_ok=True)
+    origin = {**run.origin, "command": portable_command(run.origin["command"], run.folder.name)}
+    for name, value in {"config": {"config": _without_folders(run.config)}, "run": origin, **run.evaluations}.items():
+        (copy / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    for name in ("metrics.jsonl", "test_ranks.npz"):
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, copy / name)
+
+
+def _without_folders(value: Any) -> Any:
+    """A configuration whose absolute paths are file names alone."""
+    if isinstance(value, dict):
+        return {name: _without_folders(v) for name, v in value.items()}
+    return pathlib.PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by row, seeds in order. Where the data lie is no difference: copies that were kept stand beside new runs.
+
+    Raises:
+      ResultsError: runs of one row differ in more than the seed.
+    """
+
+    def recipe(run: Run) -> dict[str, Any]:
+        return {**_without_folders(run.config), "seed": 0}
+
+    rows: dict[str, list[Run]] = collections.defaultdict(list)
+    for run in runs:
+        rows[run.label].append(run)
+    for label, group in rows.items():
+        group.sort(key=lambda run: run.config["seed"])
+        if any(recipe(run) != recipe(group[0]) for run in group):
+            raise ResultsError(f"the runs {label}_seed* differ in more than their seed")
+        if len({run.config["seed"] for run in group}) < len(group):
+            raise ResultsError(f"two of the runs {label}_seed* have the same seed")
+    return dict(rows)
+
+
+def portable_command(command: str, name: str) -> str:
+    """A command without the paths of the machine it ran on: data is in DIR, the workdir in runs/, the rest in FILE."""
+    words, out = shlex.split(command), []
+    for i, word in enumerate(words):
+        if i and words[i - 1] == "--workdir":
+            word = f"runs/{name}"
+        word = re.sub(r"^(--workdir=).*", rf"\g<1>runs/{name}", word)
+        word = re.sub(r"^(--config\.data\.path=).*", r"\g<1>DIR", word)
+        out.append(re.sub(r"^(--[\w.]+=)?/.*", r"\g<1>FILE", word))
+    return shlex.join(out)
+
+
+def is_excluded(run: Run) -> bool:
+    """Whether the evaluation that ended the run, of which the ranks are kept, excluded seen items."""
+    return run.evaluations["eval"]["seen_items_excluded"]
+
+
+def main_evaluations(run: Run, excluded: bool) -> Iterable[dict[str, Any]]:
+    """The run's evaluation as it was trained, with seen items excluded or not."""
+    trained = run.config["diffusion"]
+    for result in run.evaluations.values():
+        slot = result.get("slot")
+        same = slot is None or (slot["calls"], slot["samples"]) == (trained["sampler_steps"], trained["samples"])
+        if same and result["seen_items_excluded"] == excluded and result["split"] == "test":
+            yield result
+
+
+def by_sampler(runs: list[Run]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Test evaluations of a row, ranked as its runs were at their end, by (estimator calls, intents)."""
+    found: dict[tuple[int, int], list[dict[str, Any]]] = collections.defaultdict(list)
+    for run in runs:
+        for result in run.evaluations.values():
+            if "slot" in result and result["seen_items_excluded"] == is_excluded(run) and result["split"] == "test":
+                found[result["slot"]["calls"], result["slot"]["samples"]].append(result)
+    return found
+
+
+def metric_mean(result: dict[str, Any], metric: str) -> float:
+    """A metric of one evaluation, over its noise keys."""
+    return result["metrics"][metric]["mean"]

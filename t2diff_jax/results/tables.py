@@ -1,0 +1,115 @@
+"""The tables of the page of results, as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t2diff_jax.metrics import bootstrap_difference, target_metrics
+from t2diff_jax.results.runs import Run, by_sampler, is_excluded, main_evaluations, metric_mean, portable_command
+
+_METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss")
+_COMPARED = ("ndcg@10", "recall@20")
+
+
+def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
+    """`.1234 ± .0005`: mean and sample standard deviation; the mean alone of a single value."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
+    """One row per label with an evaluation of that kind, and popularity."""
+    head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
+    head += ["ms per user", "minutes of training"]
+    head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
+    body, popularity = [], None
+    for label, runs in rows.items():
+        found = [next(main_evaluations(run, excluded), None) for run in runs]
+        if runs[0].data != name or None in found:
+            continue
+        cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
+        speed = np.mean([e["milliseconds_per_user"] for e in found])
+        cells += [*_slot_cells(found), f"{speed:.2f}", f"{np.mean([run.minutes for run in runs]):.0f}"]
+        if against:
+            ranked = all(is_excluded(run) == excluded for run in (*runs, *rows[against]))
+            shown = label != against and ranked
+            cells += [_difference(runs, rows[against], metric) if shown else "" for metric in _COMPARED]
+        body.append((np.mean([metric_mean(e, "ndcg@10") for e in found]), cells))
+        popularity = popularity or next((e["popularity"] for e in found if "popularity" in e), None)
+    body.sort(key=lambda pair: -pair[0])
+    lines = [cells for _, cells in body]
+    if popularity:
+        lines.append(["popularity", "", *(_metric_cell([popularity], m) for m in _METRICS)])
+    return _markdown(head, lines)
+
+
+def sampler_table(rows: dict[str, list[Run]]) -> str:
+    """NDCG@10 and Recall@20 by estimator calls and intents, of rows that were evaluated with several samplers."""
+    body = []
+    for label, runs in rows.items():
+        samplers = by_sampler(runs)
+        if len(samplers) < 2:
+            continue
+        for (calls, samples), found in sorted(samplers.items()):
+            scores = [mean_over_seeds([metric_mean(e, m) for e in found]) for m in ("ndcg@10", "recall@20")]
+            body.append([label, str(calls), str(samples), *scores, *_slot_cells(found)[:2]])
+    head = ["row", "calls", "intents", "ndcg@10", "recall@20", "cosine (last behaviour)", "as query, ndcg@10"]
+    return _markdown(head, body) if body else ""
+
+
+def commands_table(rows: dict[str, list[Run]]) -> str:
+    """How each row was made."""
+    body = []
+    for label, runs in rows.items():
+        origin = runs[0].origin
+        seeds = ", ".join(str(run.config["seed"]) for run in runs)
+        commits = ", ".join(sorted({str(run.origin["commit"]) for run in runs}))
+        hardware = f"{origin['devices']} x {origin['device']}, {origin['cores']} core(s), jax {origin['jax']}"
+        body.append([label, f"`{portable_command(origin['command'], runs[0].folder.name)}`", seeds, hardware, commits])
+    return _markdown(["row", "command", "seeds", "hardware", "commit"], body)
+
+
+def _metric_cell(found: list[dict[str, Any]], metric: str) -> str:
+    """Over seeds; empty where an evaluation lacks the metric (kept runs older than the log loss have none)."""
+    lacking = any(metric not in result["metrics"] for result in found)
+    return "" if lacking else mean_over_seeds([metric_mean(result, metric) for result in found])
+
+
+def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
+    if "slot" not in found[0]:
+        return ["", "", ""]
+    slots = [result["slot"] for result in found]
+    last = np.mean([slot["cosine_of_last"] for slot in slots])
+    cosine = f"{mean_over_seeds([slot['cosine'] for slot in slots], 3)} ({last:.3f})"
+    return [cosine, mean_over_seeds([slot["as_query"]["ndcg@10"] for slot in slots]), str(slots[0]["calls"])]
+
+
+def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
+    """A metric, averaged over noise keys and seeds, against another row's; paired bootstrap over users."""
+    mine, theirs = (_target_scores(group, metric) for group in (runs, others))
+    if mine is None or theirs is None or not np.array_equal(mine[1], theirs[1]):
+        return "other targets"
+    d, low, high = bootstrap_difference(mine[0], theirs[0], mine[1], draws=2000, seed=0)
+    return f"{d:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _target_scores(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    cutoff = int(metric.split("@")[1])
+    scores, users = [], None
+    for run in runs:
+        path = run.folder / "test_ranks.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as arrays:
+            warm = arrays["positions"] > 0
+            if users is not None and not np.array_equal(users, arrays["users"][warm]):
+                return None
+            users = arrays["users"][warm]
+            scores.append(target_metrics(arrays["ranks"][:, warm], (cutoff,))[metric].mean(axis=0))
+    return np.mean(scores, axis=0), users
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in body)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
