@@ -127,6 +127,8 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict(
         dict(
             chunk=0,  # full softmax: targets scored at a time (on one CPU 200 is fastest); 0: all at once
+            # full softmax: items scored at a time, for catalogues whose [targets, items] does not fit; 0: all at once
+            block=0,
             negatives=0,  # 0: softmax over the whole catalogue; else so many shared uniform negatives per step
             window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
             # True: no softmax holds the items that the window shows up to its position (but a target that repeats); for

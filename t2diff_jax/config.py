@@ -158,6 +158,7 @@ class LossConfig:
     """`loss`: `configs/base.py` says what each key means."""
 
     chunk: int
+    block: int
     negatives: int
     window_negatives: bool
     exclude_seen: bool

@@ -158,6 +158,17 @@ def loss_rules(c: "Config") -> Rules:
     """The softmax over the catalogue."""
     return [
         (c.loss.chunk >= 0, "loss.chunk", "must not be negative"),
+        (c.loss.block >= 0, "loss.block", "must not be negative"),
+        (
+            c.loss.block == 0 or (c.loss.chunk == 0 and c.loss.negatives == 0 and c.loss.label_smoothing == 0),
+            "loss.block",
+            "needs loss.chunk, loss.negatives and loss.label_smoothing to be 0",
+        ),
+        (
+            c.loss.block == 0 or c.diffusion.estimate == "vector" or c.model.name == "sasrec",
+            "loss.block",
+            "needs diffusion.estimate=vector: the other has a matrix of all targets and items of its own",
+        ),
         (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
         (
             not c.loss.exclude_seen or c.eval.exclude_seen,

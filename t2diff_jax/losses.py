@@ -2,37 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-
-class Seen(NamedTuple):
-    """What lies behind each of Q positions, to leave it out of their softmax.
-
-    Attributes:
-      first: place in its window at which a row of the item table first appears, int32 [B, R]; L where it does not.
-      window, place: the window of a position and its place there, int32 [Q]. Behind it is what appears up to there.
-    """
-
-    first: jax.Array
-    window: jax.Array
-    place: jax.Array
-
-    @staticmethod
-    def of(history: Int[Array, "B L"], positions: int, rows: int) -> "Seen":
-        """For the last `positions` places of each window, in row-major order."""
-        size, length = history.shape
-        first = jnp.full((size, rows), length).at[jnp.arange(size)[:, None], history].min(jnp.arange(length))
-        place = jnp.arange(length - positions, length)
-        return Seen(first, jnp.repeat(jnp.arange(size), positions), jnp.tile(place, size))
-
-    def allowed(self, is_item: Bool[Array, " R"], targets: Int[Array, " Q"]) -> Bool[Array, "Q R"]:
-        """The items a position may be followed by: those not behind it, and its target in any case."""
-        unseen = self.first[self.window] > self.place[:, None]
-        return is_item[None] & (unseen | (jnp.arange(len(is_item))[None] == targets[:, None]))
+from t2diff_jax.blocked_softmax import blocked_log_totals
+from t2diff_jax.seen import Seen
 
 
 def full_softmax(
@@ -86,20 +62,31 @@ def mean_full_softmax(
     label_smoothing: float,
     merge: str,
     chunk: int,
+    block: int = 0,
+    parts: int = 1,
 ) -> Float[Array, ""]:
     """Weighted mean of `full_softmax` over all items, or over all but those seen; float32 scalar.
 
     A target of weight 0 has no influence.
 
+    With a positive `block`, so many items are scored at a time (`blocked_softmax`, there also `parts`), for catalogues
+    whose [Q, R] matrix does not fit; without label smoothing.
+
     With a positive `chunk`, so many targets are scored at a time: no [Q, R] matrix is kept, and chunks of weight 0 (the
     padding of the windows) are left out. The gradient is made in the forward pass, chunk by chunk. That is for one
     device: where targets are spread over several, score all at once (chunk 0).
     """
+    if block:
+        totals = blocked_log_totals(users, table, targets, is_item, seen, block=block, parts=parts)
+        positives = jnp.einsum("qmu,qu->qm", users, table[targets], preferred_element_type=jnp.float32)
+        positives = jnp.where(is_item[targets][:, None], positives, -jnp.inf)
+        return weighted_mean(mixture(positives, totals, merge), weights)
     softmax = functools.partial(full_softmax, label_smoothing=label_smoothing, merge=merge)
+    first = None if seen is None else seen.first(len(table))
     if chunk == 0:
-        allowed = is_item[None] if seen is None else seen.allowed(is_item, targets)
+        allowed = is_item[None] if seen is None else seen.allowed(first, is_item, targets)
         return weighted_mean(softmax(users, table, targets, allowed), weights)
-    total = _sum_in_chunks(softmax, chunk, users, table, targets, is_item, weights, seen)
+    total = _sum_in_chunks(softmax, chunk, users, table, targets, is_item, weights, seen, first)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
@@ -117,6 +104,7 @@ def _sum_and_gradient(
     is_item: Array,
     weights: Array,
     seen: Seen | None,
+    first: Array | None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """The weighted sum, and its gradient with respect to users and table."""
     order = jnp.argsort(weights == 0, stable=True)
@@ -129,7 +117,9 @@ def _sum_and_gradient(
         users, targets, weights, *behind = part
 
         def loss(users: Array, table: Array) -> Array:
-            allowed = is_item[None] if seen is None else Seen(seen.first, *behind).allowed(is_item, targets)
+            allowed = is_item[None]
+            if seen is not None:
+                allowed = Seen(seen.history, *behind).allowed(first, is_item, targets)
             return jnp.where(weights > 0, weights * softmax(users, table, targets, allowed), 0).sum()
 
         def nothing(users: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -149,7 +139,7 @@ def _sum_and_gradient(
 def _scaled(
     _softmax: Callable[..., Array], _chunk: int, gradient: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array | None, ...]:
-    return (*(cotangent * g for g in gradient), None, None, None, None)
+    return (*(cotangent * g for g in gradient), None, None, None, None, None)
 
 
 _sum_in_chunks.defvjp(_sum_and_gradient, _scaled)

@@ -12,7 +12,7 @@ PARTS = [
     {"data"},
     {"diffusion"},
     {"nn"},
-    {"losses", "metrics"},
+    {"seen", "blocked_softmax", "losses", "metrics"},
     {"models"},
     {"retrieval", "optim", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance"},

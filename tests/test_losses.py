@@ -10,7 +10,6 @@ import reference
 from model_cases import normal, quick_jit
 
 from t2diff_jax.losses import (
-    Seen,
     diffusion_loss,
     first_occurrence,
     first_places,
@@ -20,6 +19,7 @@ from t2diff_jax.losses import (
     sampled_softmax,
     weighted_mean,
 )
+from t2diff_jax.seen import Seen
 
 N, ROWS = 6, 9  # items 1..6, rows 7 and 8 only fill the table
 VALID = jnp.asarray((np.arange(ROWS) > 0) & (np.arange(ROWS) <= N))
@@ -192,8 +192,8 @@ def behind(window, place):
 
 def test_seen_by_hand():
     """Of the last two places: behind window 0 lies {4}, then {2, 4}; behind window 1 {1, 5, 6} both times."""
-    seen = Seen.of(HISTORY, 2, ROWS)
-    allowed = seen.allowed(VALID, jnp.array([1, 2, 3, 5]))
+    seen = Seen.of(HISTORY, 2)
+    allowed = seen.allowed(seen.first(ROWS), VALID, jnp.array([1, 2, 3, 5]))
     expected = [[1, 2, 3, 5, 6], [1, 2, 3, 5, 6], [2, 3, 4], [2, 3, 4, 5]]
     assert [np.flatnonzero(row).tolist() for row in np.asarray(allowed)] == expected
 
@@ -212,7 +212,7 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
     assert 5 in kept[6] and 5 in behind(1, 2)
 
     def mean(users, table):
-        args = users[:, None], table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
+        args = users[:, None], table, targets, VALID, weights, Seen.of(HISTORY, 4)
         return mean_full_softmax(*args, label_smoothing=smoothing, merge="logsumexp", chunk=chunk)
 
     value, (by_users, by_table) = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
@@ -262,7 +262,7 @@ def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
     kept = [[i for i in range(1, N + 1) if i == t or i not in behind(q // 4, q % 4)] for q, t in enumerate(targets)]
 
     def mean(users, table):
-        args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4, ROWS)
+        args = users, table, targets, VALID, weights, Seen.of(HISTORY, 4)
         return mean_full_softmax(*args, label_smoothing=0.0, merge=merge, chunk=chunk)
 
     def slow(users, table):
@@ -293,7 +293,7 @@ def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_t
     users, targets = jnp.asarray(normal(3, 2, 3, 2, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
     ids, weights = jnp.arange(1, N + 1), jnp.ones(6)
     args = users, TABLE[targets], TABLE[ids], targets, ids, N
-    seen = Seen.of(HISTORY, 3, ROWS)
+    seen = Seen.of(HISTORY, 3)
     flat = users.reshape(6, 2, 3), TABLE, targets.reshape(6), VALID, weights, seen
     expected = mean_full_softmax(*flat, label_smoothing=0.0, merge=merge, chunk=0)
     np.testing.assert_allclose(sampled_softmax(*args, seen=HISTORY, merge=merge).mean(), expected, rtol=1e-5)

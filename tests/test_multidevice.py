@@ -29,11 +29,12 @@ MODELS = {
     "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary", **UNSEEN},
     "t2diff_causal, names items": {"model__name": "t2diff_causal", "diffusion__estimate": "catalogue", **UNSEEN},
     "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6, "loss__chunk": 20},
+    "sasrec, blocks of items": {"model__name": "sasrec", "loss__block": 16, "loss__merge": "logsumexp", **UNSEEN},
     "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24, **UNSEEN},
 }
 CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]
 CASES += [("t2diff_causal", mesh) for mesh in ((8, 1), (2, 4))]
-CASES += [(name, (2, 4)) for name in MODELS if "negatives" in name or "names" in name]
+CASES += [(name, (2, 4)) for name in MODELS if "negatives" in name or "items" in name]
 STEPS = 4
 
 

@@ -7,8 +7,8 @@ import pytest
 import reference
 from model_cases import ITEMS, built, make_batch, make_catalogue, normal
 
-from t2diff_jax.losses import Seen
 from t2diff_jax.models.objective import expected_item, next_items, step_items
+from t2diff_jax.seen import Seen
 
 
 def test_next_items_by_hand():
@@ -93,7 +93,7 @@ def test_expected_item_by_hand():
     found = expected_item(queries, table, is_item, None, chunk=0)
     np.testing.assert_allclose(found, [[0, 2 / 3], [2, 0]], atol=1e-6)
     history = jnp.array([[0, 1]])
-    found = expected_item(queries, table, is_item, Seen.of(history, 2, 5), chunk=0)
+    found = expected_item(queries, table, is_item, Seen.of(history, 2), chunk=0)
     np.testing.assert_allclose(found, [[0, 2 / 3], [0, 2]], atol=1e-6)  # the first place has seen nothing yet
 
 
@@ -104,7 +104,7 @@ def test_expected_item_against_a_loop(chunk, positions):
     history, table = np.asarray(make_batch()["history"]), normal(2, 16, 8)
     q = len(history) * (positions or 6)
     queries, is_item = normal(3, q, 8), (np.arange(16) > 0) & (np.arange(16) <= ITEMS)
-    seen = Seen.of(jnp.asarray(history), positions, 16) if positions else None
+    seen = Seen.of(jnp.asarray(history), positions) if positions else None
     rows = []
     for i, query in enumerate(queries):
         window, place = divmod(i, positions or 6)
@@ -123,7 +123,7 @@ def test_expected_item_against_a_loop(chunk, positions):
 
 def test_expected_item_where_all_was_seen():
     """Zero, and a gradient of zero."""
-    seen = Seen.of(jnp.array([[1, 2]]), 1, 3)
+    seen = Seen.of(jnp.array([[1, 2]]), 1)
 
     def run(queries):
         return expected_item(queries, jnp.ones((3, 2)), jnp.array([False, True, True]), seen, chunk=0)

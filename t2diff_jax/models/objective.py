@@ -12,6 +12,7 @@ from t2diff_jax import losses
 from t2diff_jax.config import LossConfig, ModelConfig
 from t2diff_jax.nn.attention import masked_softmax
 from t2diff_jax.nn.embeddings import ItemEmbedding, is_item
+from t2diff_jax.seen import Seen
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
 
@@ -50,7 +51,8 @@ def step_items(
     """Full softmax computes the table once and looks up in it; sampled softmax touches only the rows it needs.
 
     negative_ids: drawn uniformly from all items, int32 [m]; None for the full softmax.
-    `net` exposes `item_table(catalogue)`, `embed(ids, catalogue)` and `score_vectors(e, ids)` (ids None: all rows).
+    `net` has a `model` configuration and exposes `item_table(catalogue)`, `embed(ids, catalogue)` and
+    `score_vectors(e, ids)` (ids None: all rows).
 
     Raises:
       ValueError: `loss.negatives` wants negatives and there are none, or the reverse.
@@ -63,20 +65,21 @@ def step_items(
         return net.apply(variables, *args, method=method)
 
     if negative_ids is None:
-        return _all_items(apply, catalogue, loss)
+        return _all_items(apply, catalogue, loss, net.model.row_multiple)
     return _sampled_items(apply, catalogue, loss, negative_ids)
 
 
-def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig) -> StepItems:
+def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, row_multiple: int) -> StepItems:
     table = apply("item_table", catalogue)
     scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
     def against(
         rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
     ) -> jax.Array:
-        seen = losses.Seen.of(history, targets.shape[1], len(rows)) if loss.exclude_seen else None
+        seen = Seen.of(history, targets.shape[1]) if loss.exclude_seen else None
         flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
-        how = dict(label_smoothing=loss.label_smoothing, merge=loss.merge, chunk=loss.chunk)
+        how = dict(label_smoothing=loss.label_smoothing, merge=loss.merge)
+        how |= dict(chunk=loss.chunk, block=loss.block, parts=row_multiple)
         return losses.mean_full_softmax(*flat, seen, **how)
 
     return StepItems(
@@ -118,7 +121,7 @@ def _sampled_items(
 
 
 def expected_item(
-    queries: jax.Array, table: jax.Array, is_item: jax.Array, seen: losses.Seen | None, *, chunk: int
+    queries: jax.Array, table: jax.Array, is_item: jax.Array, seen: Seen | None, *, chunk: int
 ) -> jax.Array:
     """Mean of the items that a query names: their vectors weighted by its softmax over the catalogue, [Q, D].
 
@@ -126,10 +129,13 @@ def expected_item(
     mean is zero. With a positive `chunk` so many queries are answered at a time, and again in the backward pass.
     """
 
+    first = None if seen is None else seen.first(len(table))
+
     def mean(part: tuple[jax.Array, ...]) -> jax.Array:
         queries, *behind = part
-        nothing = jnp.full(len(queries), -1)
-        allowed = is_item[None] if seen is None else losses.Seen(seen.first, *behind).allowed(is_item, nothing)
+        allowed = is_item[None]
+        if seen is not None:
+            allowed = Seen(seen.history, *behind).allowed(first, is_item, jnp.full(len(queries), -1))
         return masked_softmax(jnp.einsum("qd,rd->qr", queries, table), allowed) @ table
 
     parts = (queries,) if seen is None else (queries, seen.window, seen.place)

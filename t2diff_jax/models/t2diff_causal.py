@@ -22,7 +22,7 @@ from t2diff_jax import rng
 from t2diff_jax.config import DiffusionConfig, LossConfig, ModelConfig
 from t2diff_jax.diffusion.process import q_sample
 from t2diff_jax.diffusion.samplers import Noise
-from t2diff_jax.losses import Seen, weighted_mean
+from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.drift import (
     Generated,
     clean,
@@ -41,6 +41,7 @@ from t2diff_jax.models.generators import Apply, Context, Generator, Truth, make_
 from t2diff_jax.models.objective import StepItems, expected_item, next_items, step_items
 from t2diff_jax.models.t2diff_causal_net import T2DiffCausalNet
 from t2diff_jax.nn.embeddings import is_item
+from t2diff_jax.seen import Seen
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
 Settle = Callable[[jax.Array], jax.Array]
@@ -148,7 +149,7 @@ class T2DiffCausal:
 
         def mean(z: jax.Array) -> jax.Array:
             queries = scale * generated_item(self.diffusion, context.x, z)
-            seen = Seen.of(history, z.shape[1], len(table)) if self.loss_config.exclude_seen else None
+            seen = Seen.of(history, z.shape[1]) if self.loss_config.exclude_seen else None
             args = queries.reshape(-1, z.shape[-1]), table, is_item(catalogue), seen
             items = expected_item(*args, chunk=self.loss_config.chunk).reshape(z.shape)
             return leading_to(self.diffusion, context.x, items / scale)
