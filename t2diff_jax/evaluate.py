@@ -114,6 +114,9 @@ class Evaluator:
             times.append(time.perf_counter() - start)
         return 1000 * min(times) / len(batch["target"])
 
+    def _block(self, vectors: jax.Array, catalogue: Catalogue) -> BlockedTable:
+        return block_table(vectors, catalogue.n_items, self.config.block, parts=self.mesh.shape["model"])
+
     def _keys(self, n: int) -> list[jax.Array]:
         stream = rng.stream(self.seed, "evaluation")
         return [rng.at_step(stream, i) for i in range(n)]
@@ -128,14 +131,14 @@ class Evaluator:
     @functools.cached_property
     def _build_table(self):
         def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
-            return block_table(self.retriever.encode_items(variables, catalogue), catalogue.n_items, self.config.block)
+            return self._block(self.retriever.encode_items(variables, catalogue), catalogue)
 
         return jax.jit(build)
 
     @functools.cached_property
     def _score(self):
         def score(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, keys: jax.Array):
-            own = table.blocks.reshape(-1, table.blocks.shape[-1])[batch["target"]]
+            own = table.rows(batch["target"])
 
             def under_one_key(users: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 users = Users(*users, batch.get("seen"))
@@ -155,8 +158,7 @@ class Evaluator:
     @functools.cached_property
     def _build_embeddings(self):
         def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
-            e = self.retriever.item_embeddings(variables, catalogue)
-            return block_table(e, catalogue.n_items, self.config.block)
+            return self._block(self.retriever.item_embeddings(variables, catalogue), catalogue)
 
         return jax.jit(build)
 
@@ -166,8 +168,7 @@ class Evaluator:
             generated = self.retriever.generate_items(variables, catalogue, batch, key)
             if generated is None:
                 return None
-            e = table.blocks.reshape(-1, table.blocks.shape[-1])
-            target, last, first = e[batch["target"]], e[batch["history"][:, -1]], generated[:, 0]
+            target, last, first = table.rows(batch["target"]), table.rows(batch["history"][:, -1]), generated[:, 0]
             users = Users(first[:, None], jnp.ones((len(first), 1), bool), batch.get("seen"))
             return {
                 "cosine": cosine(first, target),
@@ -196,9 +197,11 @@ class Evaluator:
     @functools.cached_property
     def _recommend(self):
         def recommend(variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array, k: int):
-            return top_k(self._encode(variables, catalogue, batch, key), table, k, merge=self.config.merge)
+            users = self._encode(variables, catalogue, batch, key)
+            return top_k(users, table, k, merge=self.config.merge, mesh=self.mesh)
 
-        return jax.jit(recommend, static_argnums=5, out_shardings=replicated(self.mesh))
+        placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
+        return jax.jit(recommend, static_argnums=5, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     def _encode(self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array) -> Users:
         vectors, mask = self.retriever.encode_user(variables, catalogue, batch, key)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 # Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
@@ -24,19 +25,35 @@ class Users(NamedTuple):
 
 
 class BlockedTable(NamedTuple):
-    """Item vectors in blocks [n, b, U] and the id of the first item of each block [n]; ids beyond n_items only fill."""
+    """Item vectors in blocks, each of which has a share of every part of the table.
 
-    blocks: Float[Array, "n b U"]
-    starts: Int[Array, " n"]
+    Attributes:
+      blocks: n blocks of b rows of each of p parts. Row i of the table is in part i // part_rows.
+      part: numbers of the parts.
+      part_rows: rows of a part that are of the table; what follows them, and rows beyond n_items, only fill.
+    """
+
+    blocks: Float[Array, "n p b U"]
+    part: Int[Array, " p"]
+    part_rows: Int[Array, ""]
     n_items: Int[Array, ""]
 
+    def rows(self, ids: Int[Array, "..."]) -> Float[Array, "... U"]:
+        """The vectors of items."""
+        part, place = ids // self.part_rows, ids % self.part_rows
+        return self.blocks[place // self.blocks.shape[2], part, place % self.blocks.shape[2]]
 
-def block_table(table: Float[Array, "R U"], n_items: int, block: int) -> BlockedTable:
-    """Cuts a table into equal blocks of at most `block` rows (rounded up to 8)."""
-    count = -(-table.shape[0] // block)
-    size = -(-table.shape[0] // (8 * count)) * 8
-    padded = jnp.pad(table, ((0, count * size - table.shape[0]), (0, 0)))
-    return BlockedTable(padded.reshape(count, size, -1), jnp.arange(count) * size, jnp.int32(n_items))
+
+def block_table(table: Float[Array, "R U"], n_items: int, block: int, *, parts: int = 1) -> BlockedTable:
+    """Cuts a table into equal blocks of at most `block` rows (rounded up to 8 rows of each part).
+
+    parts: a divisor of R. Where the rows lie on that many devices in equal shares, no row has to move.
+    """
+    rows, count = table.shape[0] // parts, -(-table.shape[0] // block)
+    size = -(-rows // (8 * count)) * 8
+    padded = jnp.pad(table.reshape(parts, rows, -1), ((0, 0), (0, count * size - rows), (0, 0)))
+    blocks = jnp.moveaxis(padded.reshape(parts, count, size, -1), 1, 0)
+    return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), jnp.int32(rows), jnp.int32(n_items))
 
 
 def score_targets(
@@ -59,7 +76,7 @@ def score_targets(
 
     def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         greater, bad, totals = carry
-        ids, products = _products(users, block, table.n_items)
+        ids, products = _products(users, block, table)
         scores = _merge(products - shift[..., None], users.mask, merge)
         other = ids != targets[:, None]
         above, tied = scores > own + slack, jnp.abs(scores - own) <= slack
@@ -67,7 +84,7 @@ def score_targets(
         return (greater, bad | ~(scores < jnp.inf).all(axis=1), _add(totals, products)), None
 
     start = (jnp.zeros(targets.shape, jnp.float32), ~jnp.isfinite(own[:, 0]), jnp.full(users.mask.shape, -jnp.inf))
-    (greater, bad, totals), _ = jax.lax.scan(count, start, (table.blocks, table.starts))
+    (greater, bad, totals), _ = jax.lax.scan(count, start, _numbered(table))
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
@@ -79,45 +96,81 @@ def score_targets(
     return jnp.where(bad, jnp.nan, 1 + greater), jnp.where(bad, jnp.nan, loss)
 
 
-def top_k(users: Users, table: BlockedTable, k: int, *, merge: str) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+def top_k(
+    users: Users, table: BlockedTable, k: int, *, merge: str, mesh: Mesh | None = None
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """The k best items: scores, and ids in descending order of score, the smaller id first on a tie.
 
     Where fewer than k items may be recommended, the rest is id 0 with score -inf.
+
+    mesh: where users lie over its axis "data" and parts of the table over "model". The compiler would collect all
+      scores before it takes the best; so each device is told to take its own.
     """
-    shift = _shift(users, table, merge)
 
-    def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        ids, products = _products(users, block, table.n_items)
-        merged = _merge(products - shift[..., None], users.mask, merge)
-        scores = jnp.concatenate([best[0], merged], axis=1)
-        ids = jnp.concatenate([best[1], jnp.broadcast_to(ids, (scores.shape[0], ids.shape[1]))], axis=1)
-        scores, places = jax.lax.top_k(scores, k)
-        return (scores, jnp.take_along_axis(ids, places, axis=1)), None
+    def best(users: Users, shift: Array, table: BlockedTable) -> tuple[Array, Array]:
+        return _best_of_parts(users, shift, table, k, merge)
 
-    rows = users.vectors.shape[0]
-    start = (jnp.full((rows, k), -jnp.inf), jnp.zeros((rows, k), jnp.int32))
-    (scores, ids), _ = jax.lax.scan(keep, start, (table.blocks, table.starts))
+    if mesh is not None:
+        by_user, by_part = PartitionSpec("data"), PartitionSpec("model")
+        tables = BlockedTable(PartitionSpec(None, "model"), by_part, PartitionSpec(), PartitionSpec())
+        out = PartitionSpec("data", "model")
+        best = jax.shard_map(best, mesh=mesh, in_specs=(by_user, by_user, tables), out_specs=out, check_vma=False)
+    scores, ids = best(users, _shift(users, table, merge), table)
+    scores, ids = _best(scores.reshape(scores.shape[0], -1), ids.reshape(ids.shape[0], -1), k)
     return scores, jnp.where(jnp.isfinite(scores), ids, 0)
 
 
-def _products(users: Users, block: tuple[Array, Array], n_items: Array) -> tuple[Array, Array]:
-    """ids [1, b] and products [B, M, b] with the vectors of one block; -inf for what may not be ranked."""
-    vectors, start = block
-    ids, rankable = _rankable(users, start, vectors.shape[0], n_items)
-    return ids, jnp.where(rankable[:, None], _dot("bmu,nu->bmn", users.vectors, vectors), -jnp.inf)
+def _best_of_parts(
+    users: Users, shift: Array, table: BlockedTable, k: int, merge: str
+) -> tuple[Float[Array, "B p k"], Int[Array, "B p k"]]:
+    """Of each part. Its ids ascend along the scan, so that of equal scores the smaller id comes first."""
+    rows, parts = users.vectors.shape[0], table.blocks.shape[1]
+
+    def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        ids, products = _products(users, block, table)
+        merged = _merge(products - shift[..., None], users.mask, merge).reshape(rows, parts, -1)
+        ids = jnp.broadcast_to(ids.reshape(1, parts, -1), merged.shape)
+        return _best(jnp.concatenate([best[0], merged], axis=2), jnp.concatenate([best[1], ids], axis=2), k), None
+
+    start = (jnp.full((rows, parts, k), -jnp.inf), jnp.zeros((rows, parts, k), jnp.int32))
+    found, _ = jax.lax.scan(keep, start, _numbered(table))
+    return found
 
 
-def _rankable(users: Users, start: Array, size: int, n_items: Array) -> tuple[Array, Array]:
-    """ids [1, b] of one block and which of them may be ranked, [B or 1, b]."""
-    ids = (start + jnp.arange(size, dtype=jnp.int32))[None]
-    items = (ids > 0) & (ids <= n_items)
+def _best(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:
+    """The k greatest along the last axis, of equal ones the first."""
+    scores, places = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(ids, places, axis=-1)
+
+
+def _numbered(table: BlockedTable) -> tuple[Array, Array]:
+    return table.blocks, jnp.arange(table.blocks.shape[0])
+
+
+def _products(users: Users, block: tuple[Array, Array], table: BlockedTable) -> tuple[Array, Array]:
+    """ids [1, p b] and products [B, M, p b] with the vectors of one numbered block; -inf for what may not be ranked."""
+    vectors, number = block
+    ids, rankable = _rankable(users, number, table)
+    products = _dot("bmu,pnu->bmpn", users.vectors, vectors).reshape(*users.mask.shape, -1)
+    return ids, jnp.where(rankable[:, None], products, -jnp.inf)
+
+
+def _rankable(users: Users, number: Array, table: BlockedTable) -> tuple[Array, Array]:
+    """ids [1, p b] of one block and which of them may be ranked, [B or 1, p b]."""
+    _, parts, size, _ = table.blocks.shape
+    place = number * size + jnp.arange(size, dtype=jnp.int32)[None]
+    ids = table.part[:, None] * table.part_rows + place
+    items = ((place < table.part_rows) & (ids > 0) & (ids <= table.n_items)).reshape(1, -1)
     if users.excluded is None:
-        return ids, items
-    place = users.excluded - start
-    # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
-    place = jnp.where(place < 0, size, place)
-    items = jnp.broadcast_to(items, (len(place), size))
-    return ids, items.at[jnp.arange(len(place))[:, None], place].set(False, mode="drop")
+        return ids.reshape(1, -1), items
+    part = users.excluded // table.part_rows - table.part[0]
+    column = users.excluded % table.part_rows - number * size
+    # An index outside the block would lie in another part: it goes past the end of all, where it is dropped.
+    inside = (part >= 0) & (part < parts) & (column >= 0) & (column < size)
+    column = jnp.where(inside, part * size + column, parts * size)
+    items = jnp.broadcast_to(items, (len(column), parts * size))
+    items = items.at[jnp.arange(len(column))[:, None], column].set(False, mode="drop")
+    return ids.reshape(1, -1), items
 
 
 def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) -> Float[Array, "B n"]:
@@ -133,9 +186,9 @@ def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]
         return jnp.zeros(users.mask.shape)
 
     def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        return _add(totals, _products(users, block, table.n_items)[1]), None
+        return _add(totals, _products(users, block, table)[1]), None
 
-    totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), (table.blocks, table.starts))
+    totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), _numbered(table))
     return jnp.where(totals > -jnp.inf, totals, 0)  # where nothing may be ranked
 
 

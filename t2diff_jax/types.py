@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
 Array = jax.Array
 Params = Any  # nested dict of arrays
@@ -43,11 +42,13 @@ class Catalogue:
       categories: int32 [R, C] category ids (0: none), or None.
       content: float32 [R, F] pre-computed content vectors, or None.
       n_items: N. Rows above N only fill the table up to a shardable size and are never scored.
+
+    The types are open: JAX also puts shapes, shardings and placeholders where the arrays are.
     """
 
-    counts: Array | np.ndarray
-    categories: Array | np.ndarray | None
-    content: Array | np.ndarray | None
+    counts: Any
+    categories: Any
+    content: Any
     n_items: int = dataclasses.field(metadata={"static": True})
 
     @property

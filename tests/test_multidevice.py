@@ -5,6 +5,8 @@ full length from what is only rounding.
 """
 
 import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
@@ -125,3 +127,39 @@ def test_recommendations_do_not_depend_on_the_devices(one_device):
         found.append(parts.evaluator().recommend(state.evaluation_variables(), parts.split.test, 10))
     np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-5)
     np.testing.assert_array_equal(found[1][1], found[0][1])
+
+
+MOVES = re.compile(r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(")
+
+
+def largest_moved(compiled):
+    """Elements of the largest array that a compiled program sends between devices."""
+    shapes = MOVES.findall(compiled.as_text())
+    return max((math.prod(int(n) for n in shape.split(",") if n) for shape in shapes), default=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss__negatives": 24, "optim__lazy_rows": True},
+        {"loss__negatives": 24, "model__sketch_dim": 6},
+        {"loss__block": 64, "diffusion__samples": 2, "loss__merge": "logsumexp"},
+    ],
+)
+def test_no_step_collects_a_table(changes):
+    """Whatever is learned or evaluated, between devices that each hold an eighth of the rows only small arrays move."""
+    log = dict(seed=0, n_users=48, n_items=4000, categories=3, mean_length=20)
+    parts = tiny.build((1, 8), model__name="t2diff_causal", data__synthetic=log, **UNSEEN, **changes)
+    table = parts.catalogue.n_rows * 6  # of an item vector's 8 dimensions 2 are the category's
+    step = parts.compile_step().lower(parts.abstract_state, parts.catalogue, parts.batch_at(0)).compile()
+    assert 0 < largest_moved(step) < table
+    evaluator, variables = parts.evaluator(), parts.initial_state().evaluation_variables()
+    blocks, keys = evaluator._build_table(variables, parts.catalogue), evaluator._keys(1)
+    assert {shard.data.shape[1] for shard in blocks.blocks.addressable_shards} == {1}
+    args = variables, parts.catalogue, blocks, next(iter(evaluator._batches(parts.split.test)))
+    for program in (
+        evaluator._build_table.lower(variables, parts.catalogue),
+        evaluator._score.lower(*args, jax.numpy.stack(keys)),
+        evaluator._recommend.lower(*args, keys[0], 5),
+    ):
+        assert largest_moved(program.compile()) < table

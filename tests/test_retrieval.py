@@ -37,12 +37,12 @@ def case(seed=0, *, n_items=50, filling=6, users=9, vectors=1, width=6, whole=Fa
 
 score_jit = jax.jit(score_targets, static_argnames="merge")
 top_k_jit = jax.jit(top_k, static_argnames=("k", "merge"))
-block_jit = jax.jit(block_table, static_argnames=("n_items", "block"))
+block_jit = jax.jit(block_table, static_argnames=("n_items", "block", "parts"))
 
 
-def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge):
+def run_ranks(vectors, mask, table, targets, excluded, *, n_items, block, merge, parts=1):
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
-    cut = block_jit(table, n_items, block)
+    cut = block_jit(table, n_items, block, parts=parts)
     return np.asarray(score_jit(users, cut, targets, table[targets], merge=merge)[0])
 
 
@@ -55,9 +55,9 @@ def run_log_loss(vectors, mask, table, targets, excluded, *, n_items, block):
     return loss
 
 
-def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge):
+def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge, parts=1):
     users = Users(jnp.array(vectors), jnp.array(mask), None if excluded is None else jnp.array(excluded))
-    scores, ids = top_k_jit(users, block_jit(table, n_items, block), k, merge=merge)
+    scores, ids = top_k_jit(users, block_jit(table, n_items, block, parts=parts), k, merge=merge)
     return np.asarray(scores), np.asarray(ids)
 
 
@@ -71,11 +71,23 @@ def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge):
 def test_block_table(rows, block, shape):
     table = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
     cut = block_table(jnp.array(table), rows - 1, block)
-    assert cut.blocks.shape == (*shape, 2) and int(cut.n_items) == rows - 1
-    assert cut.starts.tolist() == [shape[1] * i for i in range(shape[0])]
+    assert cut.blocks.shape == (shape[0], 1, shape[1], 2) and (cut.part_rows, cut.n_items) == (rows, rows - 1)
     flat = np.asarray(cut.blocks).reshape(-1, 2)
     np.testing.assert_array_equal(flat[:rows], table)
     assert not flat[rows:].any()
+
+
+@pytest.mark.parametrize(("rows", "parts", "block", "shape"), [(16, 2, 100, (1, 2, 8)), (36, 4, 16, (3, 4, 8))])
+def test_blocks_across_parts(rows, parts, block, shape):
+    """Every block has rows of every part, padded there; each row is found again."""
+    table = np.arange(1, 2.0 * rows + 1, dtype=np.float32).reshape(rows, 2)
+    cut = block_table(jnp.array(table), rows - 1, block, parts=parts)
+    assert cut.blocks.shape == (*shape, 2) and int(cut.part_rows) == rows // parts
+    for part, share in enumerate(table.reshape(parts, -1, 2)):
+        found = np.asarray(cut.blocks)[:, part].reshape(-1, 2)
+        np.testing.assert_array_equal(found[: len(share)], share)
+        assert not found[len(share) :].any()
+    np.testing.assert_array_equal(cut.rows(jnp.arange(rows).reshape(2, -1)), table.reshape(2, -1, 2))
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
@@ -181,6 +193,25 @@ def test_log_loss_of_bad_scores_is_nan():
     table[7, 0] = 1
     found = run_log_loss(v, mask, table, targets, None, n_items=50, block=16)
     assert np.isnan(found).tolist() == [True, True, *[False] * (len(v) - 2)]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 19])
+@pytest.mark.parametrize("merge", MERGES)
+def test_parts_of_a_table_change_nothing(merge, parts):
+    """Many ties, ids excluded, parts that blocks do not divide: the same ranks, and the smaller id first."""
+    v, mask, table, targets, out = case(2, n_items=50, vectors=2, width=3, whole=True, excluded=True)
+    assert len(table) == 57
+    matrix = reference.score_matrix(v, mask, table, 50, merge, out)
+    for block in (10, 57):
+        options = dict(n_items=50, block=block, merge=merge, parts=parts)
+        np.testing.assert_array_equal(
+            run_ranks(v, mask, table, targets, out, **options), reference.ranks(matrix, targets, out)
+        )
+        if merge == "max":
+            scores, ids = run_top_k(v, mask, table, out, 20, **options)
+            expected_scores, expected_ids = reference.top_k(matrix, 20, out)
+            np.testing.assert_array_equal(ids, expected_ids)
+            np.testing.assert_array_equal(scores, expected_scores)
 
 
 def test_where_everything_is_excluded_the_target_is_first():
@@ -309,14 +340,16 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
     n_items = 90
     v, mask, table, targets, out = case(9, n_items=n_items, filling=5, users=16, vectors=2, excluded=excluded)
 
-    def score(vectors, mask, out, table, targets):
-        users, cut = Users(vectors, mask, out), block_table(table, n_items, 32)
-        return score_targets(users, cut, targets, table[targets], merge=merge)[0], *top_k(users, cut, 12, merge=merge)
+    def score(mesh, vectors, mask, out, table, targets):
+        users, cut = Users(vectors, mask, out), block_table(table, n_items, 32, parts=mesh.shape["model"])
+        own = cut.rows(targets)
+        best = top_k(users, cut, 12, merge=merge, mesh=mesh)
+        return score_targets(users, cut, targets, own, merge=merge)[0], *best
 
     def run(mesh: Mesh):
         batch, rows = batch_sharding(mesh), row_sharding(mesh)
         args = jax.device_put((v, mask, out, table, targets), (batch, batch, batch, rows, batch))
-        return jax.tree.map(np.asarray, jax.jit(score)(*args))
+        return jax.tree.map(np.asarray, jax.jit(score, static_argnums=0)(mesh, *args))
 
     single = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     expected_ranks, expected_scores, expected_ids = run(single)
