@@ -52,7 +52,7 @@ class Sized:
         recipe = dict(retriever=build_retriever(config, sizes), tx=make_optimizer(config.optim, config.train.steps))
         abstract = abstract_state(mesh, self.catalogue, self.batch, **recipe, average=False)
         self.state = make_state(0, abstract, self.catalogue, self.batch, **recipe, average=False)
-        args = dict(seed=0, ema_decay=0.0, negatives=config.loss.negatives, lazy=lazy)
+        args = dict(seed=0, ema_decay=0.0, loss=config.loss, lazy=lazy)
         compiled = (
             compile_step(mesh, abstract, **recipe, **args).lower(self.state, self.catalogue, self.batch).compile()
         )

@@ -129,7 +129,11 @@ def get_config() -> ConfigDict:
             chunk=0,  # full softmax: targets scored at a time (on one CPU 200 is fastest); 0: all at once
             # full softmax: items scored at a time, for catalogues whose [targets, items] does not fit; 0: all at once
             block=0,
-            negatives=0,  # 0: softmax over the whole catalogue; else so many shared uniform negatives per step
+            # Shared negatives of a step: so many uniform ones, so many from its own windows; both 0: softmax over the
+            # whole catalogue. From windows alone models collapse: items that are rarely met are never pushed away.
+            negatives=0,
+            batch_negatives=0,
+            frequency_decay=0.05,  # with batch_negatives: weight of the newest draw in how often an item is drawn
             window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
             # True: no softmax holds the items that the window shows up to its position (but a target that repeats); for
             # logs in which nobody takes an item twice
@@ -151,7 +155,7 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off
             # True: a step moves (and decays, averages) only the rows of item tables that its batch names, so that its
-            # cost does not grow with the catalogue; needs loss.negatives
+            # cost does not grow with the catalogue; needs drawn negatives
             lazy_rows=False,
         )
     )

@@ -160,10 +160,17 @@ class LossConfig:
     chunk: int
     block: int
     negatives: int
+    batch_negatives: int
+    frequency_decay: float
     window_negatives: bool
     exclude_seen: bool
     label_smoothing: float
     merge: typing.Literal["softmax_mean", "logsumexp"]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the softmax is over negatives that a step draws, not over the catalogue."""
+        return self.negatives + self.batch_negatives > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,9 +138,9 @@ def diffusion_rules(c: "Config") -> Rules:
             "catalogue is for t2diff_causal with model.slot diffusion or regressor",
         ),
         (
-            d.estimate == "vector" or c.model.name == "sasrec" or c.loss.negatives == 0,
+            d.estimate == "vector" or c.model.name == "sasrec" or not c.loss.sampled,
             "diffusion.estimate",
-            "catalogue scores every item: it needs the full softmax (loss.negatives=0)",
+            "catalogue scores every item: it needs the full softmax (no negatives)",
         ),
         (min(d.kl_weight, d.mixing) >= 0, "diffusion", "kl_weight and mixing must not be negative"),
         (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
@@ -160,9 +160,9 @@ def loss_rules(c: "Config") -> Rules:
         (c.loss.chunk >= 0, "loss.chunk", "must not be negative"),
         (c.loss.block >= 0, "loss.block", "must not be negative"),
         (
-            c.loss.block == 0 or (c.loss.chunk == 0 and c.loss.negatives == 0 and c.loss.label_smoothing == 0),
+            c.loss.block == 0 or (c.loss.chunk == 0 and not c.loss.sampled and c.loss.label_smoothing == 0),
             "loss.block",
-            "needs loss.chunk, loss.negatives and loss.label_smoothing to be 0",
+            "needs loss.chunk, loss.negatives, loss.batch_negatives and loss.label_smoothing to be 0",
         ),
         (
             c.loss.block == 0 or c.diffusion.estimate == "vector" or c.model.name == "sasrec",
@@ -170,6 +170,8 @@ def loss_rules(c: "Config") -> Rules:
             "needs diffusion.estimate=vector: the other has a matrix of all targets and items of its own",
         ),
         (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
+        (c.loss.batch_negatives >= 0, "loss.batch_negatives", "must not be negative"),
+        (0 < c.loss.frequency_decay <= 1, "loss.frequency_decay", "must be in (0, 1]"),
         (
             not c.loss.exclude_seen or c.eval.exclude_seen,
             "loss.exclude_seen",
@@ -177,9 +179,9 @@ def loss_rules(c: "Config") -> Rules:
         ),
         (0 <= c.loss.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)"),
         (
-            c.loss.label_smoothing == 0 or c.loss.negatives == 0,
+            c.loss.label_smoothing == 0 or not c.loss.sampled,
             "loss.label_smoothing",
-            "needs the softmax over the whole catalogue: loss.negatives=0",
+            "needs the softmax over the whole catalogue: no negatives",
         ),
     ]
 
@@ -196,7 +198,7 @@ def run_rules(c: "Config") -> Rules:
         (len(e.ks) > 0 and min(e.ks) >= 1, "eval.ks", "needs cut-offs of at least 1"),
         (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
         (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
-        (not o.lazy_rows or c.loss.negatives > 0, "optim.lazy_rows", "needs sampled negatives: loss.negatives > 0"),
+        (not o.lazy_rows or c.loss.sampled, "optim.lazy_rows", "needs loss.negatives or loss.batch_negatives"),
         (
             min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,
             "optim",

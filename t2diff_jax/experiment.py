@@ -77,7 +77,7 @@ class Experiment:
     def compile_step(self) -> Step:
         """The jitted training step."""
         c = self.config
-        args = dict(seed=c.seed, ema_decay=c.optim.ema, negatives=c.loss.negatives, lazy=c.optim.lazy_rows)
+        args = dict(seed=c.seed, ema_decay=c.optim.ema, loss=c.loss, lazy=c.optim.lazy_rows)
         return compile_step(self.mesh, self.abstract_state, retriever=self.retriever, tx=self.tx, **args)
 
     def evaluator(self) -> Evaluator:
@@ -94,7 +94,9 @@ class Experiment:
 
     @property
     def _recipe(self) -> dict:
-        return dict(retriever=self.retriever, tx=self.tx, average=self.config.optim.ema > 0)
+        c = self.config
+        args = dict(average=c.optim.ema > 0, count_draws=c.loss.batch_negatives > 0)
+        return dict(retriever=self.retriever, tx=self.tx, **args)
 
 
 def build(config: Config) -> Experiment:

@@ -151,25 +151,26 @@ def sampled_softmax(
     negatives: Float[Array, "n U"],
     targets: Int[Array, "B P"],
     negative_ids: Int[Array, " n"],
-    n_items: int,
+    log_counts: Float[Array, " n"],
     own: Float[Array, "B L U"] | None = None,
     own_ids: Int[Array, "B L"] | None = None,
     seen: Int[Array, "B L"] | None = None,
     *,
     merge: str,
 ) -> Float[Array, "B P"]:
-    """Softmax cross-entropy against n shared negatives drawn uniformly with replacement, float32 [B, P].
+    """Softmax cross-entropy against n shared negatives drawn with replacement, float32 [B, P].
 
-    A negative enters as s - log E[count] with E[count] = n / N, the positive uncorrected (logQ); a negative that is the
-    row's own target is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of their row: each
-    enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an unbiased estimate.
+    A negative enters as s - log E[how often it is drawn], the positive uncorrected (logQ); a negative that is the row's
+    own target, or no item (id 0), is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of
+    their row: each enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an
+    unbiased estimate.
     With `seen`, the windows whose last P places the targets follow, what lies behind a position is no negative of it.
     `merge` says how the M vectors of a user speak together (`mixture`).
     """
     positive = jnp.einsum("bpmu,bpu->bpm", users, positives, preferred_element_type=jnp.float32)
     shared = jnp.einsum("bpmu,nu->bpmn", users, negatives, preferred_element_type=jnp.float32)
-    shared = shared - jnp.log(negative_ids.shape[0] / n_items)
-    hidden = targets[..., None] == negative_ids[None, None]
+    shared = shared - log_counts[None, None, None]
+    hidden = (targets[..., None] == negative_ids[None, None]) | (negative_ids == 0)[None, None]
     logits = [positive[..., None]]
     if seen is not None:
         places = jnp.arange(seen.shape[1])[-users.shape[1] :, None]

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t2diff_jax.config import ConfigError, MeshConfig
 from t2diff_jax.types import Catalogue
 
-# Parameters with one row per item, by the name of the parameter.
-_ROW_PER_ITEM = ("item_table", "signature_table")
+# What has one row per item, by name: parameters, and how often items are drawn.
+_ROW_PER_ITEM = ("item_table", "signature_table", "draw_gap", "draw_last")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

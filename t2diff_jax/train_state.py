@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from t2diff_jax import rng
+from t2diff_jax.negatives import Frequencies, initial_frequencies
 from t2diff_jax.sharding import state_shardings
 from t2diff_jax.types import Batch, Catalogue, Params, Retriever, Variables
 
@@ -20,6 +21,7 @@ class TrainState(NamedTuple):
     opt_state: the optimiser's state.
     ema: averaged parameters, or None where averaging is off.
     stats: running statistics of the model (drift scale); not learned.
+    frequencies: how often batches bring each item, or None where no negatives are drawn from them.
     """
 
     step: jax.Array
@@ -27,6 +29,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema: Params | None
     stats: Any
+    frequencies: Frequencies | None
 
     def evaluation_variables(self) -> Variables:
         """What evaluation uses: the averaged parameters where there are any."""
@@ -41,12 +44,14 @@ def init_state(
     retriever: Retriever,
     tx: optax.GradientTransformation,
     average: bool,
+    count_draws: bool,
 ) -> TrainState:
     """The state before the first step."""
     variables = retriever.init(key, catalogue, batch)
     params = variables["params"]
     ema = jax.tree.map(jnp.copy, params) if average else None
-    return TrainState(jnp.int32(0), params, tx.init(params), ema, variables["stats"])
+    frequencies = initial_frequencies(catalogue.n_rows, catalogue.n_items) if count_draws else None
+    return TrainState(jnp.int32(0), params, tx.init(params), ema, variables["stats"], frequencies)
 
 
 def abstract_state(
@@ -57,11 +62,11 @@ def abstract_state(
     retriever: Retriever,
     tx: optax.GradientTransformation,
     average: bool,
+    count_draws: bool,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed. What a checkpoint is restored against."""
-    shapes = jax.eval_shape(
-        lambda: init_state(jax.random.key(0), catalogue, batch, retriever=retriever, tx=tx, average=average)
-    )
+    recipe = dict(retriever=retriever, tx=tx, average=average, count_draws=count_draws)
+    shapes = jax.eval_shape(lambda: init_state(jax.random.key(0), catalogue, batch, **recipe))
     shardings = state_shardings(mesh, shapes)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
@@ -75,11 +80,13 @@ def make_state(
     retriever: Retriever,
     tx: optax.GradientTransformation,
     average: bool,
+    count_draws: bool,
 ) -> TrainState:
     """The initial state, born sharded: no device ever holds the whole of a sharded table."""
 
     def init(key: jax.Array, catalogue: Catalogue, batch: Batch) -> TrainState:
-        return init_state(key, catalogue, batch, retriever=retriever, tx=tx, average=average)
+        recipe = dict(retriever=retriever, tx=tx, average=average, count_draws=count_draws)
+        return init_state(key, catalogue, batch, **recipe)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(rng.stream(seed, "init"), catalogue, batch)

@@ -10,6 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from t2diff_jax import rng
+from t2diff_jax.config import LossConfig
+from t2diff_jax.negatives import with_negatives
 from t2diff_jax.sharding import batch_sharding, replicated, row_sharding
 from t2diff_jax.touched_rows import on_touched_rows
 from t2diff_jax.train_state import TrainState
@@ -44,12 +46,7 @@ def train_step(
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, ema, 1 - decay)
     metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradient)}
-    return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
-
-
-def draw_negatives(seed: int, step: jax.Array, count: int, n_items: int) -> jax.Array:
-    """Ids of the step's shared negatives, uniform over the items with replacement, int32 [count]."""
-    return jax.random.randint(rng.at_step(rng.stream(seed, "negatives"), step), (count,), 1, n_items + 1)
+    return TrainState(state.step + 1, params, opt_state, ema, stats, state.frequencies), metrics
 
 
 def compile_step(
@@ -60,12 +57,12 @@ def compile_step(
     tx: optax.GradientTransformation,
     seed: int,
     ema_decay: float,
-    negatives: int,
+    loss: LossConfig,
     lazy: bool,
 ) -> Step:
     """The jitted step: the state is donated and keeps its shardings, metrics are replicated.
 
-    negatives: how many are drawn; 0 for the full softmax.
+    loss: says how many negatives are drawn, and from what.
     lazy: only rows of item tables that the batch names are learned (`touched_rows`).
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -76,8 +73,10 @@ def compile_step(
     on_rows = on_touched_rows(learn, retriever) if lazy else functools.partial(learn, retriever)
 
     def step(state: TrainState, catalogue: Catalogue, batch: Batch) -> tuple[TrainState, Metrics]:
-        if negatives:
-            batch = {**batch, "negatives": draw_negatives(seed, state.step, negatives, catalogue.n_items)}
+        if loss.sampled:
+            args = batch, state.frequencies, loss, catalogue.n_items
+            batch, frequencies = with_negatives(*args, seed=seed, step=state.step)
+            state = state._replace(frequencies=frequencies)
         return on_rows(state, catalogue, batch)
 
     return jax.jit(

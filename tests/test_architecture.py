@@ -14,7 +14,7 @@ PARTS = [
     {"nn"},
     {"seen", "blocked_softmax", "losses", "metrics"},
     {"models"},
-    {"retrieval", "optim", "touched_rows", "train_state", "train_step"},
+    {"retrieval", "optim", "negatives", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance"},
     {"experiment"},
     {"loop", "final", "explain", "results"},

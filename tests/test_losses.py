@@ -110,10 +110,16 @@ def test_targets_of_weight_0_have_no_influence_on_the_mean(chunk):
     assert nothing == 0 and not any(np.any(g) for g in gradient)
 
 
+def uniform(ids, n_items=N):
+    """log E[how often] of uniform draws."""
+    return jnp.full(ids.shape, jnp.log(ids.shape[0] / n_items))
+
+
 def sampled_uncompiled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):
     """One target a row."""
     own = None if own_ids is None else table[own_ids]
-    args = users[:, None, None], table[targets][:, None], table[negative_ids], targets[:, None], negative_ids, n_items
+    args = users[:, None, None], table[targets][:, None], table[negative_ids], targets[:, None], negative_ids
+    args += (uniform(negative_ids, n_items),)
     return sampled_softmax(*args, own, own_ids, merge="softmax_mean")[:, 0]
 
 
@@ -169,7 +175,7 @@ def test_own_negatives_are_those_of_their_row_at_every_position():
     rng = np.random.default_rng(5)
     own, ids = jnp.array([[0, 1, 2], [4, 4, 6]]), jnp.array([1, 3, 5])
     users, targets = jnp.asarray(rng.normal(size=(2, 2, USERS.shape[1])), jnp.float32), jnp.array([[3, 1], [2, 4]])
-    args = users[:, :, None], TABLE[targets], TABLE[ids], targets, ids, N, TABLE[own], own
+    args = users[:, :, None], TABLE[targets], TABLE[ids], targets, ids, uniform(ids), TABLE[own], own
     both = sampled_softmax(*args, merge="softmax_mean")
     for p in range(2):
         np.testing.assert_allclose(both[:, p], sampled(ids, users[:, p], targets=targets[:, p], own_ids=own), rtol=1e-6)
@@ -292,7 +298,7 @@ def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_t
     """With two vectors a user."""
     users, targets = jnp.asarray(normal(3, 2, 3, 2, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
     ids, weights = jnp.arange(1, N + 1), jnp.ones(6)
-    args = users, TABLE[targets], TABLE[ids], targets, ids, N
+    args = users, TABLE[targets], TABLE[ids], targets, ids, uniform(ids)
     seen = Seen.of(HISTORY, 3)
     flat = users.reshape(6, 2, 3), TABLE, targets.reshape(6), VALID, weights, seen
     expected = mean_full_softmax(*flat, label_smoothing=0.0, merge=merge, chunk=0)

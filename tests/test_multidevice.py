@@ -28,6 +28,7 @@ MODELS = {
     "t2diff": {"model__name": "t2diff"},
     "t2diff, shared negatives": {"model__name": "t2diff", "loss__negatives": 24},
     "t2diff, touched rows and negatives": {"model__name": "t2diff", "loss__negatives": 24, "optim__lazy_rows": True},
+    "t2diff, negatives of both kinds": {"model__name": "t2diff", "loss__negatives": 8, "loss__batch_negatives": 16},
     "t2diff_causal": {"model__name": "t2diff_causal", "model__sketch_dim": 6, "model__positions": "rotary", **UNSEEN},
     "t2diff_causal, names items": {"model__name": "t2diff_causal", "diffusion__estimate": "catalogue", **UNSEEN},
     "sasrec": {"model__name": "sasrec", "model__sketch_dim": 6, "loss__chunk": 20},
@@ -141,7 +142,7 @@ def largest_moved(compiled):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"loss__negatives": 24, "optim__lazy_rows": True},
+        {"loss__negatives": 8, "loss__batch_negatives": 16, "optim__lazy_rows": True},
         {"loss__negatives": 24, "model__sketch_dim": 6},
         {"loss__block": 64, "diffusion__samples": 2, "loss__merge": "logsumexp"},
     ],

@@ -29,10 +29,12 @@ def test_cross_entropy_against_the_embeddings(negatives):
     retriever, variables = built(model__name="t2diff_causal", model__sketch_dim=4, loss__negatives=negatives)
     catalogue, batch = make_catalogue(), make_batch()
     targets, weights = next_items(batch)
-    vectors, ids = jnp.asarray(normal(1, *targets.shape, 8)), jnp.array([2, 5, 2]) if negatives else None
+    vectors = jnp.asarray(normal(1, *targets.shape, 8))
+    if negatives:
+        batch = {**batch, "negatives": jnp.array([2, 5, 2]), "log_counts": jnp.full(3, jnp.log(3 / ITEMS))}
 
     def loss(params, vectors):
-        items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, ids)
+        items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, batch)
         return items.embedding_cross_entropy(vectors[:, :, None], targets, weights, batch["history"])
 
     value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
@@ -52,7 +54,7 @@ def test_seen_items_are_no_candidates(positions):
     length = positions or history.shape[1]
     targets, weights = (np.asarray(a)[:, -length:] for a in next_items(batch))
     users = normal(1, *targets.shape, 2, 8)
-    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, None)
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, batch)
     table, terms = np.asarray(retriever.encode_items(variables, catalogue)), []
     for b, p in np.argwhere(weights > 0):
         seen = history[b, : history.shape[1] - length + p + 1].tolist()
@@ -70,7 +72,8 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
     catalogue, batch = make_catalogue(), make_batch()
     targets, weights = next_items(batch)
     users = jnp.asarray(normal(1, *targets.shape, 3, 8))
-    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, jnp.array([1, 4, 4, 7, 9]))
+    drawn = {"negatives": jnp.array([1, 4, 4, 7, 9]), "log_counts": jnp.linspace(-1, 0, 5)}
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, {**batch, **drawn})
     for b, p in np.argwhere(weights > 0):
         only = jnp.zeros_like(weights).at[b, p].set(1.0)
         each = [items.cross_entropy(users[:, :, m, None], targets, only, batch["history"]) for m in range(3)]
@@ -82,7 +85,7 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
 def test_negatives_must_be_in_the_batch_where_they_are_wanted(negatives):
     retriever, variables = built(model__name="sasrec", loss__negatives=negatives)
     given = {} if negatives else {"negatives": jnp.array([1, 2, 3])}
-    with pytest.raises(ValueError, match=f"loss.negatives={negatives}, but the batch brings"):
+    with pytest.raises(ValueError, match=f"loss.negatives={negatives}, loss.batch_negatives=0, but the batch brings"):
         retriever.loss(variables, make_catalogue(), {**make_batch(), **given}, jax.random.key(0))
 
 

@@ -8,7 +8,7 @@ import reference
 from model_cases import ITEMS, SIZES, drawn, make_batch, make_catalogue, named_leaves, put, quick_jit, small_config
 
 from t2diff_jax.models import build_retriever
-from t2diff_jax.train_step import draw_negatives
+from t2diff_jax.negatives import with_negatives
 
 RETRIEVER = build_retriever(small_config(model__name="sasrec", model__sketch_dim=4), SIZES)
 CATALOGUE, BATCH = make_catalogue(), make_batch()
@@ -125,7 +125,8 @@ def test_several_vectors(variables):
 
 def test_sampled_negatives_estimate_the_full_loss(variables):
     retriever = build_retriever(small_config(model__name="sasrec", model__sketch_dim=4, loss__negatives=3000), SIZES)
-    batch = {**BATCH, "negatives": draw_negatives(0, jnp.int32(0), 3000, CATALOGUE.n_items)}
+    args = BATCH, None, retriever.loss_config, CATALOGUE.n_items
+    batch, _ = with_negatives(*args, seed=0, step=jnp.int32(0))
     loss, _ = quick_jit(lambda v: retriever.loss(v, CATALOGUE, batch, jax.random.key(0)))(variables)
     (full, _), _ = loss_and_gradient(variables["params"], BATCH)
     np.testing.assert_allclose(loss, full, rtol=0.03)

@@ -34,7 +34,7 @@ def mesh(data=-1, model=1):
 def state(rows=16):
     params = {"items": {"item_table": jnp.zeros((rows, 3)), "category_table": jnp.zeros((5, 2))}, "bias": jnp.zeros(3)}
     stats = {"item_table": jnp.zeros(())}  # a scalar has no rows, whatever its name
-    return TrainState(jnp.int32(0), params, optax.adam(1e-3).init(params), params, stats)
+    return TrainState(jnp.int32(0), params, optax.adam(1e-3).init(params), params, stats, None)
 
 
 @pytest.mark.parametrize(

@@ -613,7 +613,7 @@ def test_shared_noise_makes_the_same_intents_for_every_request():
         net = functools.partial(retriever.net.apply, {"params": variables["params"]})
         x = net(BATCH["history"], CATALOGUE, method="embed")
         states = net(x, BATCH["history"], method="encode", deterministic=True)
-        items = step_items(retriever.net, {"params": variables["params"]}, CATALOGUE, retriever.loss_config, None)
+        items = step_items(retriever.net, {"params": variables["params"]}, CATALOGUE, retriever.loss_config, BATCH)
         return retriever.diffuse(variables, CATALOGUE, items, x, states, BATCH, key)
 
     one, other = (quick_jit(slots)(key) for key in (KEY, jax.random.key(1)))

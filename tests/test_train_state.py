@@ -55,7 +55,7 @@ def test_statistics_are_not_parameters():
 
 
 def test_evaluation_uses_the_average_where_there_is_one():
-    state = TrainState(jnp.int32(1), {"w": 1.0}, (), {"w": 2.0}, {"s": 3.0})
+    state = TrainState(jnp.int32(1), {"w": 1.0}, (), {"w": 2.0}, {"s": 3.0}, None)
     assert state.evaluation_variables() == {"params": {"w": 2.0}, "stats": {"s": 3.0}}
     assert state._replace(ema=None).evaluation_variables() == {"params": {"w": 1.0}, "stats": {"s": 3.0}}
 

@@ -45,28 +45,28 @@ def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
     )
 
 
-def step_items(
-    net: nn.Module, variables: Variables, catalogue: Catalogue, loss: LossConfig, negative_ids: jax.Array | None
-) -> StepItems:
+def step_items(net: nn.Module, variables: Variables, catalogue: Catalogue, loss: LossConfig, batch: Batch) -> StepItems:
     """Full softmax computes the table once and looks up in it; sampled softmax touches only the rows it needs.
 
-    negative_ids: drawn uniformly from all items, int32 [m]; None for the full softmax.
+    batch: where negatives are drawn, it has their ids ("negatives", int32 [n]) and the log of how often each is to be
+      expected ("log_counts", float32 [n]).
     `net` has a `model` configuration and exposes `item_table(catalogue)`, `embed(ids, catalogue)` and
     `score_vectors(e, ids)` (ids None: all rows).
 
     Raises:
-      ValueError: `loss.negatives` wants negatives and there are none, or the reverse.
+      ValueError: `loss` wants negatives and there are none, or the reverse.
     """
-    if (negative_ids is None) != (loss.negatives == 0):
-        brought = "none" if negative_ids is None else "some"
-        raise ValueError(f"loss.negatives={loss.negatives}, but the batch brings {brought}")
+    if ("negatives" in batch) != loss.sampled:
+        brought = "some" if "negatives" in batch else "none"
+        wanted = f"loss.negatives={loss.negatives}, loss.batch_negatives={loss.batch_negatives}"
+        raise ValueError(f"{wanted}, but the batch brings {brought}")
 
     def apply(method: str, *args: object) -> jax.Array:
         return net.apply(variables, *args, method=method)
 
-    if negative_ids is None:
+    if not loss.sampled:
         return _all_items(apply, catalogue, loss, net.model.row_multiple)
-    return _sampled_items(apply, catalogue, loss, negative_ids)
+    return _sampled_items(apply, catalogue, loss, batch["negatives"], batch["log_counts"])
 
 
 def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, row_multiple: int) -> StepItems:
@@ -90,7 +90,11 @@ def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: Loss
 
 
 def _sampled_items(
-    apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, negative_ids: jax.Array
+    apply: Callable[..., jax.Array],
+    catalogue: Catalogue,
+    loss: LossConfig,
+    negative_ids: jax.Array,
+    log_counts: jax.Array,
 ) -> StepItems:
     def embed(ids: jax.Array) -> jax.Array:
         return apply("embed", ids, catalogue)
@@ -105,7 +109,7 @@ def _sampled_items(
         history: jax.Array,
     ) -> jax.Array:
         own_ids, seen = None if own is None else history, history if loss.exclude_seen else None
-        args = vectors, positives, negatives, targets, negative_ids, catalogue.n_items, own, own_ids, seen
+        args = vectors, positives, negatives, targets, negative_ids, log_counts, own, own_ids, seen
         return losses.weighted_mean(losses.sampled_softmax(*args, merge=loss.merge), weights)
 
     def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:

@@ -107,7 +107,7 @@ class SASRec:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """Cross-entropy of the next item after every valid behaviour of the window."""
         params = {"params": variables["params"]}
-        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
+        items = step_items(self.net, params, catalogue, self.loss_config, batch)
         history = batch["history"]
         x = items.lookup(history)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})

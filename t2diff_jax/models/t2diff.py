@@ -196,7 +196,7 @@ class T2Diff:
         """L = L_TOWER + lambda L_KL (23-25); the item table learns from L_TOWER only."""
         key_diffusion, key_dropout = jax.random.split(key)
         params = {"params": variables["params"]}
-        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
+        items = step_items(self.net, params, catalogue, self.loss_config, batch)
         x, target = items.lookup(batch["history"]), items.lookup(batch["target"])
         slot, stats, weight = None, variables["stats"], batch["weight"]
         loss_kl = jnp.zeros(())

@@ -185,7 +185,7 @@ class T2DiffCausal:
         """L = L_TOWER + lambda L_KL (23-25), both over every valid position."""
         key_diffusion, key_encoder, key_user = jax.random.split(key, 3)
         params = {"params": variables["params"]}
-        items = step_items(self.net, params, catalogue, self.loss_config, batch.get("negatives"))
+        items = step_items(self.net, params, catalogue, self.loss_config, batch)
         history = batch["history"]
         x = items.lookup(history)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
