@@ -137,6 +137,18 @@ def test_a_figure_shows_the_rows_of_its_table(tmp_path):
         assert f">{row}</text>" in text and f">{other}</text>" not in text
 
 
+def test_a_figure_has_at_most_ten_curves_and_no_oracle(tmp_path):
+    """Those of the rows with most seeds."""
+    for i in range(11):
+        make_run(tmp_path / "runs" / f"row{i:02}_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "runs" / "row10_seed1", [evaluation(0.2)], seed=1)
+    make_run(tmp_path / "runs" / "bound_seed0", [evaluation(1.0)], slot="oracle")
+    page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md")])
+    text = (tmp_path / "figures" / "validation_movielens_ml_1m_user_holdout_not_excluded.svg").read_text()
+    shown = re.findall(r">(row\d+|bound)</text>", text)
+    assert shown == [*(f"row{i:02}" for i in range(9)), "row10"]
+
+
 def test_the_page_is_the_same_again(page, tmp_path):
     out = tmp_path / "results.md"
     page_of_results.main([str(page.parent.parent / "runs"), "--out", str(out), "--against", "empty"])

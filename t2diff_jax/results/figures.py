@@ -9,11 +9,16 @@ import numpy as np
 
 from t2diff_jax.results.runs import Run, by_sampler, metric_mean
 
+_CURVES = 10  # in one figure
+
 Curve = tuple[Sequence[float | int], Sequence[float]]
 
 
 def figures(rows: dict[str, list[Run]], folder: pathlib.Path, suffix: str) -> list[tuple[str, pathlib.Path]]:
-    """Draws what there is data for; (caption, file) of each figure. `suffix` ends the names of the files."""
+    """Draws what there is data for; (caption, file) of each figure. `suffix` ends the names of the files.
+
+    A figure has at most ten curves, those of the rows with the most seeds, and none of an oracle, which is off scale.
+    """
     plans: list[tuple[str, str, str, str, Callable[[list[Run]], Curve]]] = [
         ("validation", "Validation by training step", "step", "ndcg@10", _validation_curve),
         ("sampler", "Accuracy by estimator calls", "calls", "ndcg@10", _sampler_curve),
@@ -21,9 +26,11 @@ def figures(rows: dict[str, list[Run]], folder: pathlib.Path, suffix: str) -> li
         ("popularity", "Recall by the target's popularity", "decile, least popular first", "recall@20", _by_popularity),
         ("history", "Recall by length of the history", "behaviours", "recall@20", _by_history),
     ]
-    drawn = []
+    drawn, by_seeds = [], sorted(rows.items(), key=lambda row: -len(row[1]))
+    eligible = [(label, runs) for label, runs in by_seeds if runs[0].config["model"]["slot"] != "oracle"]
     for name, title, x, y, curve in plans:
-        curves = {label: values for label, runs in rows.items() if len((values := curve(runs))[0]) > 1}
+        found = [(label, values) for label, runs in eligible if len((values := curve(runs))[0]) > 1]
+        curves = dict(sorted(found[:_CURVES]))
         if curves:
             drawn.append((title, _draw(folder / f"{name}_{suffix}.svg", title, x, y, curves)))
     return drawn
@@ -69,7 +76,7 @@ def _draw(path: pathlib.Path, title: str, x: str, y: str, curves: dict[str, Any]
 
     with pyplot.rc_context({"svg.hashsalt": "t2diff", "svg.fonttype": "none"}):
         figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-        axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+        axes.set_prop_cycle(color=pyplot.get_cmap("tab10").colors)
         for label, (xs, ys) in curves.items():
             axes.plot(xs, ys, marker="o", markersize=3, label=label)
         axes.set(title=title, xlabel=x, ylabel=y)
