@@ -151,6 +151,8 @@ def get_config() -> ConfigDict:
             decay="cosine",  # cosine | constant, after the warm-up
             decay_steps=0,  # step at which the cosine ends; 0: train.steps
             kernels="adam",  # adam | muon: what learns the matrices inside layers; the rest is Adam's
+            tables="adam",  # adam | adagrad (one number a row in place of two rows): what learns the item tables
+            table_rate=0.02,  # learning rate of adagrad, with the same warm-up and decay
             weight_decay=0.0,
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off

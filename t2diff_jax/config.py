@@ -182,6 +182,8 @@ class OptimConfig:
     decay: typing.Literal["cosine", "constant"]
     decay_steps: int
     kernels: typing.Literal["adam", "muon"]
+    tables: typing.Literal["adam", "adagrad"]
+    table_rate: float
     weight_decay: float
     clip_norm: float
     ema: float

@@ -198,6 +198,7 @@ def run_rules(c: "Config") -> Rules:
         (len(e.ks) > 0 and min(e.ks) >= 1, "eval.ks", "needs cut-offs of at least 1"),
         (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
         (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
+        (o.table_rate > 0, "optim.table_rate", "must be positive"),
         (not o.lazy_rows or c.loss.sampled, "optim.lazy_rows", "needs loss.negatives or loss.batch_negatives"),
         (
             min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,

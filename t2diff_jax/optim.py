@@ -1,12 +1,14 @@
 """The learning-rate schedule and the optax chain."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from t2diff_jax.config import OptimConfig
+from t2diff_jax.sharding import has_item_rows
 
 _UPDATE_SIZE = 0.2  # root mean square of a Muon update over the learning rate, near AdamW's (Liu et al. 2025)
 
@@ -29,13 +31,58 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     With `optim.kernels` = muon the kernels of all layers take Muon's steps (Jordan 2024) at the same learning rate:
     momentum with its singular values brought to 1. Tables, biases and scales stay with AdamW, there with Nesterov's
     momentum.
+
+    With `optim.tables` = adagrad what has a row per item takes the steps of row-wise Adagrad instead.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate, decay = learning_rate(config, steps), config.weight_decay
     if config.kernels == "adam":
-        return optax.chain(*clip, optax.adamw(rate, weight_decay=decay))
-    args = dict(weight_decay=decay, adam_weight_decay=decay, consistent_rms=_UPDATE_SIZE)
-    return optax.chain(*clip, muon(rate, muon_weight_dimension_numbers=kernel_axes, **args))
+        rest = optax.adamw(rate, weight_decay=decay)
+    else:
+        args = dict(weight_decay=decay, adam_weight_decay=decay, consistent_rms=_UPDATE_SIZE)
+        rest = muon(rate, muon_weight_dimension_numbers=kernel_axes, **args)
+    if config.tables == "adam":
+        return optax.chain(*clip, rest)
+    scale = config.table_rate / config.learning_rate
+    own_rate = optax.scale_by_learning_rate(lambda step: scale * rate(step))
+    tables = optax.chain(scale_by_row_adagrad(), optax.add_decayed_weights(decay), own_rate)
+    return optax.chain(*clip, optax.partition({"tables": tables, "rest": rest}, _tables_and_rest))
+
+
+class RowAdagradState(NamedTuple):
+    """Sums of the mean squares of each row's gradients, float32 [R] for a parameter [R, ...]."""
+
+    squares: Any
+
+
+def scale_by_row_adagrad() -> optax.GradientTransformation:
+    """g / sqrt(s), s the sum over all steps of the mean square of the row's gradient (row-wise Adagrad, as in DLRM).
+
+    One number a row is kept, where Adam keeps two rows. A row without a gradient stays; the first step of a row has a
+    root mean square of 1.
+    """
+
+    def init(params: Any) -> RowAdagradState:
+        return RowAdagradState(jax.tree.map(lambda p: jnp.zeros(p.shape[0]), params))
+
+    def update(updates: Any, state: RowAdagradState, _params: Any = None) -> tuple[Any, RowAdagradState]:
+        squares = jax.tree.map(
+            lambda g, s: s + jnp.square(g).mean(axis=tuple(range(1, g.ndim))), updates, state.squares
+        )
+
+        def scaled(g: jax.Array, s: jax.Array) -> jax.Array:
+            return g * jnp.where(s > 0, jax.lax.rsqrt(jnp.where(s > 0, s, 1)), 0).reshape(-1, *[1] * (g.ndim - 1))
+
+        return jax.tree.map(scaled, updates, squares), RowAdagradState(squares)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _tables_and_rest(params: Any) -> Any:
+    def label(path: tuple, leaf: Any) -> str:
+        return "tables" if has_item_rows(path, leaf) else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def kernel_axes(params: Any) -> Any:

@@ -158,6 +158,7 @@ RULES = [
     ("diffusion.noise", {"diffusion.noise": "intent"}),
     ("model.vectors", {"model.vectors": 0}),
     ("loss.block", {"loss.block": -1}),
+    ("optim.table_rate", {"optim.table_rate": 0.0}),
     ("loss.block", {"loss.block": 8, "loss.batch_negatives": 8}),
     ("loss.batch_negatives", {"loss.batch_negatives": -1}),
     *(("loss.frequency_decay", {"loss.frequency_decay": decay}) for decay in (0.0, 1.1)),

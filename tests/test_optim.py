@@ -12,7 +12,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from configs import base
 from t2diff_jax.config import OptimConfig, from_mapping
-from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer
+from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer, scale_by_row_adagrad
 
 
 def optim(**changes) -> OptimConfig:
@@ -107,6 +107,41 @@ def test_muon_leaves_all_but_kernels_to_adam():
     np.testing.assert_allclose(adam["items"]["item_table"], both["items"]["item_table"], rtol=1e-6)
     np.testing.assert_allclose(adam["layer"]["bias"], both["layer"]["bias"], rtol=1e-6)
     assert np.abs(adam["layer"]["kernel"] - both["layer"]["kernel"]).max() > 0.1
+
+
+def test_row_adagrad_by_hand():
+    """Mean squares of the rows 12.5, 0, 2: divided by their roots; after the same gradient again by sqrt(2) of that."""
+    tx, g = scale_by_row_adagrad(), jnp.array([[3.0, 4.0], [0.0, 0.0], [2.0, 0.0]])
+    params = {"item_table": jnp.ones((3, 2))}
+    first, state = tx.update({"item_table": g}, tx.init(params))
+    np.testing.assert_allclose(state.squares["item_table"], [12.5, 0, 2])
+    roots = np.sqrt([[12.5], [1], [2]])
+    np.testing.assert_allclose(first["item_table"], g / roots, rtol=1e-6)
+    second, _ = tx.update({"item_table": g}, state)
+    np.testing.assert_allclose(second["item_table"], g / roots / np.sqrt(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernels", ["adam", "muon"])
+def test_row_adagrad_is_for_tables_alone(kernels):
+    """At its own rate, along the same schedule, with weight decay; all else learns as without it."""
+    gradients = {
+        "items": {"item_table": jnp.asarray(normal(1, 6, 4)), "category_table": jnp.asarray(normal(4, 3, 4))},
+        "layer": {"kernel": jnp.asarray(normal(2, 4, 4)), "bias": jnp.asarray(normal(3, 4))},
+    }
+    params = jax.tree.map(lambda g: g + 1, gradients)
+    found = []
+    for tables in ("adam", "adagrad"):
+        how = dict(warmup=2, decay="constant", kernels=kernels, weight_decay=0.1, tables=tables, table_rate=0.2)
+        tx = make_optimizer(optim(**how), 10)
+        state = tx.init(params)
+        _, state = tx.update(gradients, state, params)  # at rate 0
+        found.append(tx.update(gradients, state, params)[0])
+    plain, rows = found
+    g, p = (np.asarray(tree["items"]["item_table"]) for tree in (gradients, params))
+    expected = -0.1 * (g / np.sqrt(2 * np.square(g).mean(axis=1, keepdims=True)) + 0.1 * p)
+    np.testing.assert_allclose(rows["items"]["item_table"], expected, rtol=1e-5)
+    for section, name in (("items", "category_table"), ("layer", "kernel"), ("layer", "bias")):
+        np.testing.assert_array_equal(rows[section][name], plain[section][name])
 
 
 def test_weight_decay_is_the_same_for_both():

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODELS = [
     dict(model__name="t2diff"),
+    dict(model__name="t2diff", optim__tables="adagrad"),
     dict(model__name="t2diff_causal", optim__kernels="muon"),
     dict(model__name="sasrec", model__sketch_dim=4, optim__weight_decay=0.1),
 ]
@@ -66,6 +67,8 @@ def test_where_every_item_is_touched_the_step_is_the_dense_one(changes):
     dense, lazy, start = (tiny.host(state) for state in (dense, lazy, start))
     moved, last = [], parts.catalogue.n_items + 1  # the rows above only fill the table: nothing names them
     for name, leaf in dense.items():
+        if "['key']['bias']" in name:
+            continue  # invisible to the softmax: its gradient is rounding, of which Adam makes whole steps
         a, b = (leaf[:last], lazy[name][:last]) if has_item_rows(name) else (leaf, lazy[name])
         np.testing.assert_allclose(b, a, atol=1e-6, err_msg=name)
         moved.append(np.abs(leaf - start[name]).max())
@@ -82,7 +85,8 @@ def test_a_step_leaves_all_other_rows_alone(changes):
     start, lazy, dense = with_item_rows(start), with_item_rows(lazy), with_item_rows(dense)
     batch = parts.host_batch_at(0)
     named = np.union1d(batch["history"], batch["target"])
-    moved = {row for name in start for row in np.flatnonzero((lazy[name] != start[name]).any(axis=1))}
+    changed = (lazy[name] != start[name] for name in start)
+    moved = {row for rows in changed for row in np.flatnonzero(rows.reshape(len(rows), -1).any(axis=1))}
     assert set(named) - {0} <= moved and len(moved - set(named) - {0}) <= 2
     assert len(moved) < parts.catalogue.n_items / 4
     others = sorted(set(range(parts.catalogue.n_rows)) - moved)
