@@ -2,8 +2,9 @@
 
 python train.py --config configs/ml100k.py --config.data.path=DIR --workdir runs/ml100k
 
-Two minutes on one CPU core. Test, seed 0 (commit 0172f0b): Recall@20 .250, NDCG@10 .084; popularity .070, .018.
-Since 746d79d item vectors are normed: to be measured again.
+One minute on one CPU core. Test, means of seeds 0 to 2 (commit 0199580, with what was changed here since as flags):
+Recall@20 .282, NDCG@10 .096; with --config.model.slot=empty .282, .096; with --config.model.name=sasrec .261, .088;
+popularity .070, .018.
 """
 
 from configs import every_position
@@ -17,8 +18,11 @@ def get_config():
     config.data.protocol = "temporal"
     config.data.window = 100
     config.model.session_gap = 3600
+    config.diffusion.stop_gradient = False
+    config.diffusion.target = "item"
+    config.optim.kernels = "muon"
     config.train.batch_size = 8
-    config.train.steps = 1000
+    config.train.steps = 400  # with 1,000 it overfits from step 300 on
     config.train.eval_every = 100
     config.train.checkpoint_every = 100
     return config
