@@ -50,8 +50,9 @@ class Sized:
         }
         self.batch = put_batch(mesh, batch)
         recipe = dict(retriever=build_retriever(config, sizes), tx=make_optimizer(config.optim, config.train.steps))
-        abstract = abstract_state(mesh, self.catalogue, self.batch, **recipe, average=False)
-        self.state = make_state(0, abstract, self.catalogue, self.batch, **recipe, average=False)
+        kept = dict(average=False, count_draws=config.loss.batch_negatives > 0)
+        abstract = abstract_state(mesh, self.catalogue, self.batch, **recipe, **kept)
+        self.state = make_state(0, abstract, self.catalogue, self.batch, **recipe, **kept)
         args = dict(seed=0, ema_decay=0.0, loss=config.loss, lazy=lazy)
         compiled = (
             compile_step(mesh, abstract, **recipe, **args).lower(self.state, self.catalogue, self.batch).compile()

@@ -81,28 +81,19 @@ class _Blocks:
 
     def __init__(self, size: int, parts: int, table: Array, is_item: Array):
         self._table, self._is_item = table.reshape(parts, -1, table.shape[1]), is_item.reshape(parts, -1)
-        self._rows = self._table.shape[1]
-        self.parts, self.size = parts, min(size, self._rows)
-        self.count = -(-self._rows // self.size)
+        self.rows = self._table.shape[1]
+        self.parts, self.size = parts, min(size, self.rows)
+        self.count = -(-self.rows // self.size)
 
     def cut(self, i: Array) -> tuple[Array, Array, Array, Array]:
         """First row in a part, vectors [parts, size, U], ids and whether a row counts in this block [parts, size]."""
-        start = jnp.minimum(i * self.size, self._rows - self.size)
+        start = jnp.minimum(i * self.size, self.rows - self.size)
         rows, is_item = (
             jax.lax.dynamic_slice_in_dim(a, start, self.size, axis=1) for a in (self._table, self._is_item)
         )
         place = start + jnp.arange(self.size)
-        ids = jnp.arange(self.parts)[:, None] * self._rows + place[None]
+        ids = jnp.arange(self.parts)[:, None] * self.rows + place[None]
         return start, rows, ids, is_item & (place >= i * self.size)[None]
-
-    def first(self, history: Array, start: Array) -> Array:
-        """Place in its window at which a row of the block first appears, [B, parts, size]; L where it does not."""
-        part, place = history // self._rows, history % self._rows - start
-        # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
-        place = jnp.where(place < 0, self.size, place)
-        windows, length = history.shape
-        first = jnp.full((windows, self.parts, self.size), length)
-        return first.at[jnp.arange(windows)[:, None], part, place].min(jnp.arange(length)[None], mode="drop")
 
 
 def _logits(users: Array, blocks: _Blocks, i: Array, targets: Array, seen: Seen | None) -> tuple[Array, Array, Array]:
@@ -111,6 +102,7 @@ def _logits(users: Array, blocks: _Blocks, i: Array, targets: Array, seen: Seen 
     logits = jnp.einsum("qmu,pbu->qmpb", users, rows, preferred_element_type=jnp.float32)
     counts = counts[None]
     if seen is not None:
-        unseen = blocks.first(seen.history, start)[seen.window] > seen.place[:, None, None]
+        first = seen.first_in_block(start, blocks.size, blocks.parts, blocks.rows)
+        unseen = first[seen.window] > seen.place[:, None, None]
         counts = counts & (unseen | (ids[None] == targets[:, None, None]))
     return jnp.where(counts[:, None], logits, -jnp.inf), rows, start

@@ -11,7 +11,8 @@ Rules = list[tuple[bool, str, str]]
 
 def rules(config: "Config") -> Rules:
     """All rules, in the order in which they are told."""
-    return data_rules(config) + model_rules(config) + diffusion_rules(config) + loss_rules(config) + run_rules(config)
+    parts = (data_rules, model_rules, diffusion_rules, slot_rules, loss_rules, run_rules)
+    return [rule for part in parts for rule in part(config)]
 
 
 def data_rules(c: "Config") -> Rules:
@@ -91,7 +92,7 @@ def model_rules(c: "Config") -> Rules:
 
 
 def diffusion_rules(c: "Config") -> Rules:
-    """Steps, samplers and what fills the slot."""
+    """The process, its network and its sampler."""
     d = c.diffusion
     return [
         (d.steps >= 1, "diffusion.steps", "must be at least 1"),
@@ -101,10 +102,26 @@ def diffusion_rules(c: "Config") -> Rules:
             "diffusion.sampler_steps",
             "must equal diffusion.steps for the ddpm sampler; use ddim for fewer",
         ),
-        (d.samples >= 1, "diffusion.samples", "must be at least 1"),
         (len(d.filters) >= 1 and min(d.filters) >= 1, "diffusion.filters", "needs levels of at least one channel"),
         (d.head_hidden >= 1, "diffusion.head_hidden", "must be at least 1"),
         (d.head_blocks >= 0, "diffusion.head_blocks", "must not be negative"),
+        (min(d.kl_weight, d.mixing) >= 0, "diffusion", "kl_weight and mixing must not be negative"),
+        (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
+        (
+            d.scale > 0 and d.scale * math.exp(min(d.rate, 99)) < 1,
+            "diffusion.scale",
+            "must be positive, and beta_T = scale * exp(rate) below 1: lower scale or rate",
+        ),
+        (d.weight >= 0, "diffusion.weight", "must not be negative"),
+        (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
+    ]
+
+
+def slot_rules(c: "Config") -> Rules:
+    """What fills the slot, in how many intents."""
+    d = c.diffusion
+    return [
+        (d.samples >= 1, "diffusion.samples", "must be at least 1"),
         (
             c.model.slot in ("diffusion", "empty") or c.model.name == "t2diff_causal",
             "model.slot",
@@ -142,15 +159,6 @@ def diffusion_rules(c: "Config") -> Rules:
             "diffusion.estimate",
             "catalogue scores every item: it needs the full softmax (no negatives)",
         ),
-        (min(d.kl_weight, d.mixing) >= 0, "diffusion", "kl_weight and mixing must not be negative"),
-        (d.step_dim >= 2 and d.step_dim % 2 == 0, "diffusion.step_dim", "must be even and at least 2"),
-        (
-            d.scale > 0 and d.scale * math.exp(min(d.rate, 99)) < 1,
-            "diffusion.scale",
-            "must be positive, and beta_T = scale * exp(rate) below 1: lower scale or rate",
-        ),
-        (d.weight >= 0, "diffusion.weight", "must not be negative"),
-        (0 <= d.scale_decay < 1, "diffusion.scale_decay", "must be in [0, 1)"),
     ]
 
 

@@ -15,8 +15,6 @@ from t2diff_jax import rng
 from t2diff_jax.config import LossConfig
 from t2diff_jax.types import Batch
 
-IDS, LOG_COUNTS = "negatives", "log_counts"  # keys of a batch
-
 
 class Frequencies(NamedTuple):
     """What is known of the draws from batches, by item.
@@ -46,7 +44,8 @@ def with_negatives(
         frequencies = counted(frequencies, drawn, step, loss.frequency_decay)
         ids.append(drawn)
     drawn = jnp.concatenate(ids)
-    return {**batch, IDS: drawn, LOG_COUNTS: log_expected_counts(drawn, frequencies, loss, n_items)}, frequencies
+    log_counts = log_expected_counts(drawn, frequencies, loss, n_items)
+    return {**batch, "negatives": drawn, "log_counts": log_counts}, frequencies
 
 
 def draw_uniform(key: jax.Array, count: int, n_items: int) -> Int[Array, " n"]:

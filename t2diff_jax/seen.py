@@ -28,9 +28,16 @@ class Seen(NamedTuple):
 
     def first(self, rows: int) -> Int[Array, "B R"]:
         """Place in its window at which a row of the item table first appears; L where it does not."""
-        size, length = self.history.shape
-        first = jnp.full((size, rows), length)
-        return first.at[jnp.arange(size)[:, None], self.history].min(jnp.arange(length))
+        return self.first_in_block(0, rows, 1, rows)[:, 0]
+
+    def first_in_block(self, start: Array | int, size: int, parts: int, part_rows: int) -> Int[Array, "B p n"]:
+        """The same for `size` rows from `start` on in each of `parts` parts of the table, of `part_rows` rows each."""
+        part, place = self.history // part_rows, self.history % part_rows - start
+        # A negative index would wrap around: everything outside the block goes past its end, where it is dropped.
+        place = jnp.where(place < 0, size, place)
+        windows, length = self.history.shape
+        first = jnp.full((windows, parts, size), length)
+        return first.at[jnp.arange(windows)[:, None], part, place].min(jnp.arange(length)[None], mode="drop")
 
     def allowed(
         self, first: Int[Array, "B R"], is_item: Bool[Array, " R"], targets: Int[Array, " Q"]
