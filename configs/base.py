@@ -117,7 +117,8 @@ def get_config() -> ConfigDict:
             # slot_training=denoised, and t2diff, which learn one)
             samples=1,
             # Noise that a generated item is made of. request: drawn anew for every request | intent (t2diff_causal):
-            # the same for everyone, so that each of M intents comes to stand for something
+            # the same for everyone, so that each of M intents comes to stand for something (slot regressor: M fixed
+            # vectors tell its intents apart)
             noise="request",
             scale_decay=0.99,  # decay of the running drift scale
             kl_weight=1.0,  # slot vae: weight of the divergence beside the square error

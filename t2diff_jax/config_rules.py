@@ -133,9 +133,14 @@ def slot_rules(c: "Config") -> Rules:
             "must be 1 where model.slot is no diffusion",
         ),
         (
-            c.model.slot not in ("empty", "regressor", "oracle") or d.samples == 1,
+            c.model.slot not in ("empty", "oracle") or d.samples == 1,
             "diffusion.samples",
-            "must be 1 where there is one intent: model.slot is empty, regressor or oracle",
+            "must be 1 where there is one intent: model.slot is empty or oracle",
+        ),
+        (
+            c.model.slot != "regressor" or d.samples == 1 or d.noise == "intent",
+            "diffusion.samples",
+            "must be 1 where model.slot is regressor, but with diffusion.noise=intent",
         ),
         (
             max(d.samples, c.model.vectors) == 1 or c.loss.label_smoothing == 0,

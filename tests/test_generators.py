@@ -99,6 +99,18 @@ def test_a_regressor_sees_no_noise():
     np.testing.assert_array_equal(regressor.draw(apply, CONTEXT, silent), lesson.estimate)
 
 
+def test_a_regressor_of_several_intents_is_told_which():
+    """By the vector of the intent, when it draws; it learns from none, as ever."""
+
+    def apply(method, z, r, condition):
+        return condition + 100 * z
+
+    regressor = generator("regressor", noise="intent")
+    np.testing.assert_array_equal(regressor.learn(apply, silent, truth(), CONTEXT, KEY).estimate, CONDITION)
+    drawn = regressor.draw(apply, CONTEXT, lambda r: jnp.full_like(CONDITION, r))
+    np.testing.assert_allclose(drawn, CONDITION + 100 * (T + 1))
+
+
 def test_the_bound_of_the_variational_generator():
     """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2 per dimension, here m = z0, s^2 = e^2."""
 

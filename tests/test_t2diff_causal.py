@@ -600,9 +600,10 @@ def test_several_intents():
         np.testing.assert_array_equal(np.any(several[:, a] != several[:, b], axis=-1), ROWS_WITH_BEHAVIOURS)
 
 
-def test_shared_noise_makes_the_same_intents_for_every_request():
+@pytest.mark.parametrize("slot", ["diffusion", "regressor"])
+def test_shared_noise_makes_the_same_intents_for_every_request(slot):
     """No key changes them; the intents of one request differ; training and inference make the same ones."""
-    changes = {"diffusion__noise": "intent", "diffusion__samples": 2}
+    changes = {"model__slot": slot, "diffusion__noise": "intent", "diffusion__samples": 2}
     retriever, variables = model(**changes)
     users = np.asarray(encoder(**changes)(variables, BATCH, KEY))
     np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))

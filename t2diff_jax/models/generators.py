@@ -93,7 +93,11 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True)
 class Regressor:
-    """The same network and loss without noise: the mean of what may come next."""
+    """The same network and loss without noise: the mean of what may come next.
+
+    With `diffusion.noise=intent` each of M fixed vectors stands where noise would when it draws, and none when it
+    learns: what several intents are worth without diffusion.
+    """
 
     config: DiffusionConfig
     whole_window: ClassVar[bool] = False
@@ -103,9 +107,11 @@ class Regressor:
         estimate = _decoded(self.config, apply, jnp.zeros_like(truth.z0), context)
         return Lesson(_error(self.config, truth, estimate, context), estimate)
 
-    def draw(self, apply: Apply, context: Context, _noise: Noise) -> jax.Array:
+    def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
         """See `Generator`."""
-        return _decoded(self.config, apply, jnp.zeros_like(context.x), context)
+        fixed = self.config.noise == "intent"
+        given = noise(jnp.int32(self.config.steps + 1)) if fixed else jnp.zeros_like(context.x)
+        return _decoded(self.config, apply, given, context)
 
 
 @dataclasses.dataclass(frozen=True)
