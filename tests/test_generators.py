@@ -24,9 +24,8 @@ def truth(z0=Z0):
 
 
 def generator(slot, **changes):
-    return make_generator(
-        slot, small_config(**{f"diffusion__{name}": value for name, value in changes.items()}).diffusion
-    )
+    diffusion = {f"diffusion__{name}": value for name, value in changes.items()}
+    return make_generator(slot, small_config(model__name="t2diff_causal", **diffusion).diffusion)
 
 
 def mean(values):
