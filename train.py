@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final, loop
+from t2diff_jax.dry_run import dry_run
 from t2diff_jax.explain import explained
 from t2diff_jax.provenance import provenance
 from t2diff_jax.writer import say, write_json
@@ -23,6 +24,11 @@ _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other processes (fo
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it is not found by itself.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, with --coordinator.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile every program for --topology, say what it takes, and end.")
+_TOPOLOGY = flags.DEFINE_string("topology", "local", "With --dry_run: local, cuda, or TPUs not here, as v5e:16x16.")
+flags.register_multi_flags_validator(
+    ["workdir", "dry_run"], lambda given: given["workdir"] or given["dry_run"], "--workdir is needed to train"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +40,11 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with explained(on_interrupt="stopped; the same command goes on from the last checkpoint"):
-        run(config_lib.from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
+        config = config_lib.from_mapping(_CONFIG.value)
+        if not _DRY_RUN.value:
+            return run(config, pathlib.Path(_WORKDIR.value))
+        for line in dry_run(config, _TOPOLOGY.value):
+            say(line)
 
 
 def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -66,5 +76,5 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     app.run(main, flags_parser=parse)

@@ -185,5 +185,15 @@ def get_config() -> ConfigDict:
             popularity=True,  # print the popularity baseline beside the model
         )
     )
+    config.dry_run = ConfigDict(  # what train.py --dry_run takes the log to be; it reads none
+        dict(
+            items=1000,
+            categories=0,  # different ones of items; 0: none
+            categories_per_item=1,
+            content=0,  # width of content vectors; 0: none
+            user_features=(),  # different values of each
+            seen=256,  # earlier items of a user, where evaluation excludes them
+        )
+    )
     config.mesh = ConfigDict(dict(data=-1, model=1))  # devices per axis; -1: all that are left
     return config

@@ -37,7 +37,7 @@ _REMOVED = "removed"  # steps no longer kept are renamed into this folder before
 _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate another --step"
 _SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
-_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler")
+_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler", "dry_run.")
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -240,7 +240,8 @@ class _KeepSteps:
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    `train.steps`, `eval.*`, `train.compilation_cache` and `data.path` may change from start to start; the file follows.
+    `train.steps`, `eval.*`, `mesh.*`, `dry_run.*`, `train.compilation_cache` and `data.path` may change from start to
+    start; the file follows.
 
     Raises:
       ConfigError: settings that make another run differ from the stored ones; lists them.

@@ -226,6 +226,16 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DryRunConfig:
+    items: int
+    categories: int
+    categories_per_item: int
+    content: int
+    user_features: tuple[int, ...]
+    seen: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """The whole configuration of a run."""
 
@@ -237,6 +247,7 @@ class Config:
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig
+    dry_run: DryRunConfig
     mesh: MeshConfig
 
 
@@ -265,8 +276,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def resume_conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The differences that forbid going on in an old run: all but `train.steps`, `eval.*` and where files lie."""
-    free = ("train.steps", "train.compilation_cache", "data.path", "eval.")
+    """The differences that forbid going on in an old run: all but `train.steps`, evaluation, devices, file places."""
+    free = ("train.steps", "train.compilation_cache", "data.path", "eval.", "mesh.", "dry_run.")
     return {k: v for k, v in differences(old, new).items() if not k.startswith(free)}
 
 

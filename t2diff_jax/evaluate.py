@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2diff_jax import rng
 from t2diff_jax.config import EvalConfig
@@ -18,7 +18,7 @@ from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
-from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, top_k
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, table_partition, top_k
 from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
@@ -42,13 +42,13 @@ class Evaluator:
     """Evaluates one retriever on one log. Functions are compiled once per evaluator and shape.
 
     Attributes:
-      catalogue: on the devices.
+      catalogue: on the devices; its shapes and a `log` of None do for `programs`.
       seed: names the evaluation noise: with it, (noise key, user, position) determine a user vector.
     """
 
     retriever: Encoder
     catalogue: Catalogue
-    log: InteractionLog
+    log: InteractionLog | None
     windows: Windows
     config: EvalConfig
     mesh: Mesh
@@ -114,6 +114,21 @@ class Evaluator:
             times.append(time.perf_counter() - start)
         return 1000 * min(times) / len(batch["target"])
 
+    def programs(self, variables: Variables, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """The compiled functions of an evaluation by what they make, each with its arguments (their shapes will do)."""
+        args, keys = (variables, self.catalogue), jax.eval_shape(lambda: jnp.stack(self._keys(self.config.noise_keys)))
+        table = jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+            jax.eval_shape(self._build_table, *args),
+            self._table_shardings,
+        )
+        key, k = jax.eval_shape(lambda: self._keys(1)[0]), min(max(self.config.ks), self.catalogue.n_items)
+        return {
+            "item table": (self._build_table, args),
+            "ranks": (self._score, (*args, table, batch, keys)),
+            "recommendations": (self._recommend, (*args, table, batch, key, k)),
+        }
+
     def _block(self, vectors: jax.Array, catalogue: Catalogue) -> BlockedTable:
         return block_table(vectors, catalogue.n_items, self.config.block, parts=self.mesh.shape["model"])
 
@@ -133,7 +148,7 @@ class Evaluator:
         def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
             return self._block(self.retriever.encode_items(variables, catalogue), catalogue)
 
-        return jax.jit(build)
+        return jax.jit(build, out_shardings=self._table_shardings)
 
     @functools.cached_property
     def _score(self):
@@ -146,7 +161,7 @@ class Evaluator:
 
             # What the noise does not reach is encoded once for all keys.
             encode = jax.vmap(self.retriever.encode_user, (None, None, None, 0))
-            return jax.lax.map(under_one_key, encode(variables, catalogue, batch, keys))
+            return jax.lax.map(under_one_key, self._by_rows(encode, out=1)(variables, catalogue, batch, keys))
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
         return jax.jit(score, in_shardings=placed, out_shardings=replicated(self.mesh))
@@ -160,7 +175,11 @@ class Evaluator:
         def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
             return self._block(self.retriever.item_embeddings(variables, catalogue), catalogue)
 
-        return jax.jit(build)
+        return jax.jit(build, out_shardings=self._table_shardings)
+
+    @property
+    def _table_shardings(self) -> BlockedTable:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), table_partition())
 
     @functools.cached_property
     def _compare(self):
@@ -204,8 +223,17 @@ class Evaluator:
         return jax.jit(recommend, static_argnums=5, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     def _encode(self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array) -> Users:
-        vectors, mask = self.retriever.encode_user(variables, catalogue, batch, key)
+        vectors, mask = self._by_rows(self.retriever.encode_user, out=0)(variables, catalogue, batch, key)
         return Users(vectors, mask, batch.get("seen"))
+
+    def _by_rows(self, encode: Any, *, out: int) -> Any:
+        """`encode` on the rows of a batch where they lie; its results have them on axis `out`.
+
+        Left to itself the compiler collects whole batches in front of convolutions over several keys or intents.
+        """
+        own, all_rows = PartitionSpec("data"), PartitionSpec()
+        specs = dict(in_specs=(all_rows, all_rows, own, all_rows), out_specs=PartitionSpec(*[None] * out, "data"))
+        return jax.shard_map(encode, mesh=self.mesh, axis_names={"data"}, check_vma=False, **specs)
 
 
 def summarise(scores: TargetScores, targets: Targets, ks: tuple[int, ...]) -> dict[str, tuple[float, float]]:

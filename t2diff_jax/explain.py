@@ -2,34 +2,63 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
 
 from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config import ConfigError
 from t2diff_jax.data.log import DataError
+from t2diff_jax.interrupt import Preempted
 
+# What the runtimes of several processes say when one of them is gone.
+_LOST = re.compile(r"gloo|closed by peer|connection reset|heartbeat|coordination service|unavailable", re.IGNORECASE)
 _EXPLAINED = (ConfigError, DataError, CheckpointError, FloatingPointError, ImportError, OSError)
 
 
 @contextlib.contextmanager
 def explained(*, on_interrupt: str) -> Iterator[None]:
-    """Exits with the message of an error that is meant for the user, or with `on_interrupt` after Ctrl-C."""
+    """Exits with the message of an error that is meant for the user, or with `on_interrupt` after Ctrl-C.
+
+    A run that was told to stop and saved what it had ends well: with status 0.
+    """
     hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
-    except _EXPLAINED as error:
+    except (*_EXPLAINED, jax.errors.JaxRuntimeError) as error:
+        if jax.distributed.is_initialized() and _LOST.search(str(error)):
+            _end_alone(error)
+        if not isinstance(error, _EXPLAINED):
+            raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if isinstance(error, CheckpointError):
             # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
         sys.exit(1)
+    except Preempted as told:
+        print(told, file=sys.stderr, flush=True)
+        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(on_interrupt)
     finally:
         sys.unraisablehook = hook
+
+
+def _end_alone(error: Exception) -> NoReturn:
+    """Ends this process of several: a usual end waits for the others, and aborts when they do not come."""
+    print(
+        f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}). What was saved is "
+        "good: start all processes again, in any number that the batch divides by; they go on from the last checkpoint",
+        file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:

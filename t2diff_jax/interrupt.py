@@ -1,4 +1,4 @@
-"""Ctrl-C during training: noted at once, obeyed between two steps.
+"""What asks a training run to stop, noted at once and obeyed between two steps: Ctrl-C, and SIGTERM before preemption.
 
 Python raises KeyboardInterrupt wherever the program happens to be. Amid JAX's own code that can be swallowed (a garbage
 collection's callback) or leave torn state behind, which has been seen to end in a segmentation fault.
@@ -10,38 +10,57 @@ import threading
 import types
 from typing import Any
 
-_SAID = b"\nstopping after this step; Ctrl-C again stops at once\n"
+import jax
+from jax.experimental import multihost_utils
+
+_SAID = {
+    signal.SIGINT: b"\nstopping after this step; Ctrl-C again stops at once\n",
+    signal.SIGTERM: b"\nSIGTERM: stopping after this step, with a checkpoint\n",
+}
 
 
-class InterruptRequest:
+class Preempted(Exception):  # noqa: N818, it is no error
+    """The run ended because it was told to, with a checkpoint; the message names it."""
+
+
+class StopRequest:
     """While entered, the first Ctrl-C only makes `check` raise; a second one raises where it falls, as usual.
 
-    Outside of the main thread, which alone may handle signals, it does nothing.
+    SIGTERM only makes `preempted` true. Where processes have joined, JAX's own runtime notes it, tells all of them and
+    finds the step that they stop before. Outside of the main thread, which alone may handle signals, it does nothing.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._previous: Any = None
+        self._asked: set[int] = set()
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "InterruptRequest":
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            noted = [signal.SIGINT] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
+            self._previous = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number in list(self._previous):
+            self._restore(number)
 
     def check(self) -> None:
         """Raises KeyboardInterrupt if Ctrl-C was pressed since the request was entered."""
-        if self._asked:
+        if signal.SIGINT in self._asked:
             raise KeyboardInterrupt
 
-    def _note(self, _signal: int, _frame: types.FrameType | None) -> None:
-        self._asked = True
-        self._restore()
-        os.write(2, _SAID)  # print is not safe where the signal may have come amid a print
+    def preempted(self, step: int) -> bool:
+        """Whether the run is to end before this step. All processes must ask at every step, and get the same answer."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return signal.SIGTERM in self._asked
 
-    def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+    def _note(self, number: int, _frame: types.FrameType | None) -> None:
+        self._asked.add(number)
+        if number == signal.SIGINT:
+            self._restore(number)
+        os.write(2, _SAID[number])  # print is not safe where the signal may have come amid a print
+
+    def _restore(self, number: int) -> None:
+        if number in self._previous:
+            signal.signal(number, self._previous.pop(number))

@@ -1,4 +1,4 @@
-"""The training loop. Its order is fixed: resume; then obey Ctrl-C, evaluate, save, next batch, step, log."""
+"""The training loop. Its order is fixed: resume; obey Ctrl-C, evaluate, save, obey SIGTERM, next batch, step, log."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from t2diff_jax.checkpoint import Checkpointer, open_workdir
 from t2diff_jax.data.batches import prefetch
 from t2diff_jax.evaluate import summarise
 from t2diff_jax.experiment import Experiment
-from t2diff_jax.interrupt import InterruptRequest
+from t2diff_jax.interrupt import Preempted, StopRequest
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.writer import MetricsWriter, progress_line, say
 
@@ -31,16 +31,17 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> None:
     Raises:
       DivergenceError: checkpoints saved before stay as they are.
       KeyboardInterrupt: after Ctrl-C, between two steps.
+      Preempted: after SIGTERM, between two steps, with a checkpoint.
     """
     config, digest = experiment.config, experiment.log.digest()
     open_workdir(workdir, config, digest)
     with (
-        InterruptRequest() as interrupt,
+        StopRequest() as request,
         Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer,
     ):
         state, start = resume(experiment, checkpointer)
         with MetricsWriter(workdir, resume_step=start if start else -1) as writer:
-            _run(experiment, checkpointer, writer, interrupt, state, start)
+            _run(experiment, checkpointer, writer, request, state, start)
 
 
 def resume(experiment: Experiment, checkpointer: Checkpointer) -> tuple[TrainState, int]:
@@ -56,7 +57,7 @@ def _run(
     experiment: Experiment,
     checkpointer: Checkpointer,
     writer: MetricsWriter,
-    interrupt: InterruptRequest,
+    request: StopRequest,
     state: TrainState,
     start: int,
 ) -> None:
@@ -66,7 +67,7 @@ def _run(
     pending, meter = None, _Meter(config.batch_size, start, config.steps)
     saved = checkpointer.latest_step()
     for step in range(start, config.steps + 1):
-        interrupt.check()
+        request.check()
         last = step == config.steps
         evaluates = last or (step > 0 and step % config.eval_every == 0)
         if (evaluates or (step > 0 and step % config.checkpoint_every == 0)) and step != saved:
@@ -79,8 +80,12 @@ def _run(
                     say(f"step {step}: validation {select} {metrics[select]:.4f}")
                 checkpointer.save(step, state, metrics)
             meter.restart()
+        preempted = request.preempted(step)
         if last:
             return
+        if preempted:
+            _log(pending, experiment, checkpointer, writer, meter)
+            raise _preempted(step, state, checkpointer)
         batch = next(batches)
         state, metrics = step_fn(state, experiment.catalogue, batch)
         # The previous step's metrics: fetching those of the step just issued would stall the device.
@@ -101,6 +106,15 @@ def _examine(
         return {} if validate is None else validate(state)
     except FloatingPointError as error:
         raise _diverged(f"step {step}: a score of the validation is not finite", checkpointer) from error
+
+
+def _preempted(step: int, state: TrainState, checkpointer: Checkpointer) -> Preempted:
+    """After a checkpoint of this step, unless there is one or nothing was done yet."""
+    if step and step != checkpointer.latest_step():
+        _examine(step, state, None, checkpointer)
+        checkpointer.save(step, state, {})
+    checkpointer.wait()
+    return Preempted(f"stopped by SIGTERM; step {step} is saved, the same command goes on from there")
 
 
 @jax.jit

@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 # Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
 # order; closer than this times |u| |e| counts as a tie.
 _TIE = 16 * float(jnp.finfo(jnp.float32).eps)
+# Neighbouring rows of which the search for the best first sees the maximum alone: sorting costs more than scoring.
+_GROUP = 16
+_AT_ONCE = 32  # users whose k groups are scored again at a time: k * 16 vectors each
 
 
 class Users(NamedTuple):
@@ -45,15 +48,21 @@ class BlockedTable(NamedTuple):
 
 
 def block_table(table: Float[Array, "R U"], n_items: int, block: int, *, parts: int = 1) -> BlockedTable:
-    """Cuts a table into equal blocks of at most `block` rows (rounded up to 8 rows of each part).
+    """Cuts a table into equal blocks of at most `block` rows (rounded up to 16 rows of each part).
 
     parts: a divisor of R. Where the rows lie on that many devices in equal shares, no row has to move.
     """
     rows, count = table.shape[0] // parts, -(-table.shape[0] // block)
-    size = -(-rows // (8 * count)) * 8
+    size = -(-rows // (_GROUP * count)) * _GROUP
+    count = -(-rows // size)
     padded = jnp.pad(table.reshape(parts, rows, -1), ((0, 0), (0, count * size - rows), (0, 0)))
     blocks = jnp.moveaxis(padded.reshape(parts, count, size, -1), 1, 0)
     return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), jnp.int32(rows), jnp.int32(n_items))
+
+
+def table_partition() -> BlockedTable:
+    """How the arrays of a table lie on the mesh: each device of the axis "model" has whole parts."""
+    return BlockedTable(PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec(), PartitionSpec())
 
 
 def score_targets(
@@ -111,10 +120,9 @@ def top_k(
         return _best_of_parts(users, shift, table, k, merge)
 
     if mesh is not None:
-        by_user, by_part = PartitionSpec("data"), PartitionSpec("model")
-        tables = BlockedTable(PartitionSpec(None, "model"), by_part, PartitionSpec(), PartitionSpec())
-        out = PartitionSpec("data", "model")
-        best = jax.shard_map(best, mesh=mesh, in_specs=(by_user, by_user, tables), out_specs=out, check_vma=False)
+        by_user, out = PartitionSpec("data"), PartitionSpec("data", "model")
+        specs = by_user, by_user, table_partition()
+        best = jax.shard_map(best, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     scores, ids = best(users, _shift(users, table, merge), table)
     scores, ids = _best(scores.reshape(scores.shape[0], -1), ids.reshape(ids.shape[0], -1), k)
     return scores, jnp.where(jnp.isfinite(scores), ids, 0)
@@ -123,18 +131,68 @@ def top_k(
 def _best_of_parts(
     users: Users, shift: Array, table: BlockedTable, k: int, merge: str
 ) -> tuple[Float[Array, "B p k"], Int[Array, "B p k"]]:
-    """Of each part. Its ids ascend along the scan, so that of equal scores the smaller id comes first."""
-    rows, parts = users.vectors.shape[0], table.blocks.shape[1]
+    """Of each part: first the k groups of neighbours with the greatest members, then the best of these.
+
+    No item can be among the k best whose group is not: each of k groups before its own has an item before it, of equal
+    score the one of the smaller id, as ids ascend from group to group.
+    """
+    groups = _best_groups(users, shift, table, k, merge)
+
+    def members(user: tuple[Users, Array, Array]) -> tuple[Array, Array]:
+        one, shift, groups = jax.tree.map(lambda a: a[None], user)
+        first = jnp.sort(groups, axis=2)[..., None] * _GROUP
+        places = (first + jnp.arange(_GROUP).reshape(1, 1, 1, -1)).reshape(*groups.shape[:2], -1)
+        scores, ids = _scored(one, shift, table, places, merge)
+        filled = ((0, 0), (0, 0), (0, k))
+        scores, ids = jnp.pad(scores, filled, constant_values=-jnp.inf), jnp.pad(ids, filled)
+        return jax.tree.map(lambda a: a[0], _best(scores, ids, k))
+
+    return jax.lax.map(members, (users, shift, groups), batch_size=_AT_ONCE)
+
+
+def _best_groups(users: Users, shift: Array, table: BlockedTable, k: int, merge: str) -> Int[Array, "B p g"]:
+    """The groups of each part with the k greatest maxima, numbered along the part; a number past its end: none."""
+    rows, (blocks, parts, size, _) = users.vectors.shape[0], table.blocks.shape
+    count = blocks * size // _GROUP
 
     def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        ids, products = _products(users, block, table)
-        merged = _merge(products - shift[..., None], users.mask, merge).reshape(rows, parts, -1)
-        ids = jnp.broadcast_to(ids.reshape(1, parts, -1), merged.shape)
-        return _best(jnp.concatenate([best[0], merged], axis=2), jnp.concatenate([best[1], ids], axis=2), k), None
+        _, products = _products(users, block, table)
+        merged = _merge(products - shift[..., None], users.mask, merge)
+        greatest = merged.reshape(rows, parts, -1, _GROUP).max(axis=-1)
+        numbers = block[1] * (size // _GROUP) + jnp.arange(size // _GROUP, dtype=jnp.int32)
+        numbers = jnp.broadcast_to(numbers, greatest.shape)
+        both = jnp.concatenate([best[0], greatest], axis=2), jnp.concatenate([best[1], numbers], axis=2)
+        return _best(*both, min(k, count)), None
 
-    start = (jnp.full((rows, parts, k), -jnp.inf), jnp.zeros((rows, parts, k), jnp.int32))
-    found, _ = jax.lax.scan(keep, start, _numbered(table))
-    return found
+    shape = rows, parts, min(k, count)
+    start = jnp.full(shape, -jnp.inf), jnp.full(shape, count, jnp.int32)
+    return jax.lax.scan(keep, start, _numbered(table))[0][1]
+
+
+def _scored(
+    users: Users, shift: Array, table: BlockedTable, places: Int[Array, "B p c"], merge: str
+) -> tuple[Float[Array, "B p c"], Int[Array, "B p c"]]:
+    """Merged scores and ids of the rows at some places of each part; -inf for what may not be ranked."""
+    blocks, parts, size, _ = table.blocks.shape
+    within = jnp.minimum(places, blocks * size - 1)
+    vectors = table.blocks[within // size, jnp.arange(parts)[None, :, None], within % size]
+    ids = table.part[None, :, None] * table.part_rows + places
+    rankable = (places < table.part_rows) & (ids > 0) & (ids <= table.n_items)
+    if users.excluded is not None:
+        rankable &= ~_among(ids, users.excluded)
+    products = _dot("bmu,bpcu->bmpc", users.vectors, vectors)
+    products = jnp.where(rankable[:, None], products, -jnp.inf).reshape(*users.mask.shape, -1)
+    return _merge(products - shift[..., None], users.mask, merge).reshape(places.shape), ids
+
+
+def _among(ids: Int[Array, "B p c"], some: Int[Array, "B S"]) -> Bool[Array, "B p c"]:
+    """Which ids of each row are among some of its own."""
+
+    def one(ids: Array, some: Array) -> Array:
+        some = jnp.sort(some)
+        return some[jnp.minimum(jnp.searchsorted(some, ids), len(some) - 1)] == ids
+
+    return jax.vmap(one)(ids, some)
 
 
 def _best(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:

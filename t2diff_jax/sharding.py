@@ -4,7 +4,7 @@ Axes: "data" splits the batch, "model" splits the rows of item tables (and of wh
 Everything else is replicated. The mathematics is written for one device; the compiler inserts the collectives.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,20 +18,21 @@ from t2diff_jax.types import Catalogue
 _ROW_PER_ITEM = ("item_table", "signature_table", "draw_gap", "draw_last")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The (data, model) mesh over all devices of all processes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The (data, model) mesh over these devices (None: all of all processes).
 
     Raises:
       ConfigError: the devices cannot be laid out so.
     """
-    devices = jax.device_count()
-    data = devices // config.model if config.data == -1 else config.data
-    if data * config.model != devices:
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.model if config.data == -1 else config.data
+    if data * config.model != len(devices):
         raise ConfigError(
-            f"config.mesh: {config.data} x {config.model} (data x model) does not lay out {devices} devices; "
+            f"config.mesh: {config.data} x {config.model} (data x model) does not lay out {len(devices)} devices; "
             "data = -1 takes what model leaves"
         )
-    return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    axes, types = (data, config.model), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(axes, ("data", "model"), axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 """The train state: all that a checkpoint holds. No key: randomness is a function of the seed and the step."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is computed. What a checkpoint is restored against."""
     recipe = dict(retriever=retriever, tx=tx, average=average, count_draws=count_draws)
-    shapes = jax.eval_shape(lambda: init_state(jax.random.key(0), catalogue, batch, **recipe))
+    init = functools.partial(init_state, **recipe)
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), catalogue, batch)
     shardings = state_shardings(mesh, shapes)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 

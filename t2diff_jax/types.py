@@ -26,7 +26,7 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
 #   negatives       int32 [m]     items drawn uniformly, shared by all; present in training with the sampled softmax
 #   seen            int32 [B, S]  earlier items of the user, 0-padded; present where they are excluded
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | jax.ShapeDtypeStruct]  # their shapes will do where nothing is computed
 
 
 LAG_BUCKETS = 32  # log2 buckets of an int32 number of seconds

@@ -15,9 +15,9 @@ PARTS = [
     {"seen", "blocked_softmax", "losses", "metrics"},
     {"models"},
     {"retrieval", "optim", "negatives", "touched_rows", "train_state", "train_step"},
-    {"checkpoint", "evaluate", "writer", "interrupt", "provenance"},
+    {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
     {"experiment"},
-    {"loop", "final", "explain", "results"},
+    {"loop", "final", "explain", "results", "dry_run"},
     {"train", "eval"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}

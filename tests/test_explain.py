@@ -5,10 +5,12 @@ import os
 import signal
 import time
 
+import jax
 import pytest
 
 from t2diff_jax.config import ConfigError
 from t2diff_jax.explain import explained
+from t2diff_jax.interrupt import Preempted
 
 
 def interrupt():
@@ -26,6 +28,17 @@ def test_an_error_for_the_user_becomes_its_message(capsys):
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), explained(on_interrupt="stopped"):
         raise ZeroDivisionError
+
+
+def test_a_run_that_saved_when_told_to_stop_ends_well(capsys):
+    with pytest.raises(SystemExit) as stop, explained(on_interrupt="stopped"):
+        raise Preempted("step 3 is saved")
+    assert stop.value.code == 0 and capsys.readouterr().err == "step 3 is saved\n"
+
+
+def test_only_among_several_processes_is_a_lost_one_explained():
+    with pytest.raises(jax.errors.JaxRuntimeError), explained(on_interrupt="stopped"):
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
 
 
 def test_ctrl_c_stops():

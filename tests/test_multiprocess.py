@@ -2,10 +2,12 @@
 
 import contextlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -26,17 +28,22 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_two(script, workdir, *flags):
-    """Output of each process; both must succeed."""
-    joined = ("--multihost", f"--coordinator=localhost:{free_port()}", "--processes=2")
-    return both([tiny.arguments(script, workdir, *flags, *joined, f"--process={i}") for i in range(2)], patience=300)
+def commands(script, workdir, *flags, processes=2):
+    """The command line of each process of a run."""
+    joined = ("--multihost", f"--coordinator=localhost:{free_port()}", f"--processes={processes}")
+    return [tiny.arguments(script, workdir, *flags, *joined, f"--process={i}") for i in range(processes)]
 
 
-def both(commands, patience):
-    """Output of each; all must succeed. Where they hang for `patience` seconds, they say where they stand."""
+def start(lines, devices=2):
+    """The commands, all running."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    environment = tiny.environment(devices=2) | {"PYTHONFAULTHANDLER": "1"}
-    running = [subprocess.Popen(command, cwd=tiny.ROOT, env=environment, **pipes) for command in commands]
+    environment = tiny.environment(devices) | {"PYTHONFAULTHANDLER": "1"}
+    return [subprocess.Popen(line, cwd=tiny.ROOT, env=environment, **pipes) for line in lines]
+
+
+def succeed(lines, devices=2, patience=300):
+    """Output of each; all must succeed. Where they hang for `patience` seconds, they say where they stand."""
+    running = start(lines, devices)
     try:
         running[0].wait(timeout=patience)
     except subprocess.TimeoutExpired:
@@ -69,8 +76,8 @@ print([int(x) for x in found] == [64 * k + 2016 for k in range(200)])
 def test_many_programs_at_once_do_not_wait_for_each_other():
     """As the batches of an evaluation and the digests of a checkpoint are; without `fetch_each` they hang."""
     address = f"localhost:{free_port()}"
-    commands = [[sys.executable, "-c", MANY_PROGRAMS, address, str(i)] for i in range(2)]
-    assert all("True" in out.splitlines() for out in both(commands, patience=120))
+    lines = [[sys.executable, "-c", MANY_PROGRAMS, address, str(i)] for i in range(2)]
+    assert all("True" in out.splitlines() for out in succeed(lines, patience=120))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -78,7 +85,7 @@ def test_two_processes_do_what_one_does(tmp_path, name):
     one, two = tmp_path / "one", tmp_path / "two"
     flags = (*CASES[name], "--config.train.steps=4")
     alone = tiny.succeed("train.py", one, *flags, devices=4)
-    first, second = run_two("train.py", two, *flags)
+    first, second = succeed(commands("train.py", two, *flags))
 
     assert "4 cpu device(s), 2 process(es)" in first and "4 cpu device(s), 1 process(es)" in alone
     first, alone = (re.sub(r"[\d.]+ ms per user", "", text) for text in (first, alone))
@@ -102,3 +109,62 @@ def test_two_processes_do_what_one_does(tmp_path, name):
 
     assert len(list((two / "tensorboard").iterdir())) == 1  # only process 0 writes
     assert sorted(child.name for child in two.iterdir()) == sorted(child.name for child in one.iterdir())
+
+
+RARELY = ("--config.train.checkpoint_every=1000000", "--config.train.eval_every=1000000")
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A workdir that has saved step 2."""
+    workdir = tmp_path_factory.mktemp("runs") / "two_steps"
+    tiny.succeed("train.py", workdir, *RARELY, "--config.train.steps=2", "--config.eval.popularity=False", devices=4)
+    return workdir
+
+
+@pytest.fixture
+def two_that_train(tmp_path, two_steps):
+    """Two processes that go on from there for long, without another checkpoint."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two_steps, workdir)
+    before = len(tiny.metrics(workdir))
+    running = start(commands("train.py", workdir, *RARELY, "--config.train.steps=1000000"))
+    deadline = time.monotonic() + 300
+    while len(tiny.metrics(workdir)) < before + 3 and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in running), running[0].communicate()
+        time.sleep(0.05)
+    yield workdir, running
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def saved(workdir):
+    return sorted(int(child.name) for child in (workdir / "checkpoints").iterdir())
+
+
+def test_sigterm_to_one_ends_all_with_one_checkpoint(two_that_train):
+    """With status 0, before the same step; one process with as many devices goes on from there."""
+    workdir, running = two_that_train
+    running[1].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    assert saved(workdir)[0] == 2 and len(saved(workdir)) == 2
+    last = saved(workdir)[-1]
+    assert all(f"stopped by SIGTERM; step {last} is saved" in text for text in told)
+    more = f"--config.train.steps={last + 2}"
+    assert f"resuming from step {last}" in tiny.succeed("train.py", workdir, *RARELY, more, devices=4)
+    assert saved(workdir)[-1] == last + 2
+
+
+def test_one_that_is_killed_ends_all_with_a_message(two_that_train):
+    """Nothing that was saved is lost: four processes, another number, go on from it."""
+    workdir, running = two_that_train
+    running[1].kill()
+    told = running[0].communicate(timeout=300)[1]
+    assert running[0].returncode not in (0, None)
+    assert re.search("another process of this run has ended|another task died", told), told
+    assert saved(workdir) == [2]
+    lines = commands("train.py", workdir, *RARELY, "--config.train.steps=4", processes=4)
+    outputs = succeed(lines, devices=1)
+    assert "resuming from step 2" in outputs[0] and saved(workdir) == [2, 4]

@@ -38,7 +38,8 @@ def stop_when(ready, workdir, *flags, how=signal.SIGKILL):
 
 def reached(workdir, step):
     """Whether a step is logged."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     return any(line.startswith('{"step": ') and int(line[9 : line.index(",")]) >= step for line in lines)
 
 
@@ -104,6 +105,20 @@ def test_metrics_and_results_are_the_same(never_stopped, often_stopped):
 def test_nothing_is_left_of_a_torn_save(often_stopped):
     assert all(child.name.isdigit() for child in (often_stopped / "checkpoints").iterdir())
     assert json.loads((often_stopped / "config.json").read_text())["config"]["train"]["steps"] == STEPS
+
+
+def test_sigterm_saves_and_ends_well(tmp_path, never_stopped):
+    """At any step, also none that saves; the run that goes on ends with the bits of one that was left alone."""
+    workdir = tmp_path / "preempted"
+    flags = (*FLAGS, f"--config.train.steps={STEPS}")
+    code, said = stop_when(lambda: reached(workdir, 9), workdir, *flags, how=signal.SIGTERM)
+    assert code == 0 and "Traceback" not in said, said
+    saved = max(int(child.name) for child in (workdir / "checkpoints").iterdir())
+    assert f"stopped by SIGTERM; step {saved} is saved" in said and 9 <= saved < STEPS
+    assert f"resuming from step {saved}" in tiny.succeed("train.py", workdir, *flags)
+    tiny.assert_same_bits(last_state(workdir)[0], last_state(never_stopped)[0])
+    validated = [line for line in tiny.metrics(workdir) if line["split"] == "validation"]
+    assert validated == [line for line in tiny.metrics(never_stopped) if line["split"] == "validation"]
 
 
 def changed(**changes):

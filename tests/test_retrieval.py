@@ -66,7 +66,7 @@ def run_top_k(vectors, mask, table, excluded, k, *, n_items, block, merge, parts
 
 @pytest.mark.parametrize(
     ("rows", "block", "shape"),
-    [(16, 100, (1, 16)), (16, 16, (1, 16)), (17, 16, (2, 16)), (17, 100, (1, 24)), (40, 8, (5, 8)), (40, 3, (14, 8))],
+    [(16, 100, (1, 16)), (16, 16, (1, 16)), (17, 16, (2, 16)), (17, 100, (1, 32)), (70, 16, (5, 16)), (40, 3, (3, 16))],
 )
 def test_block_table(rows, block, shape):
     table = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
@@ -77,7 +77,7 @@ def test_block_table(rows, block, shape):
     assert not flat[rows:].any()
 
 
-@pytest.mark.parametrize(("rows", "parts", "block", "shape"), [(16, 2, 100, (1, 2, 8)), (36, 4, 16, (3, 4, 8))])
+@pytest.mark.parametrize(("rows", "parts", "block", "shape"), [(16, 2, 100, (1, 2, 16)), (160, 4, 64, (3, 4, 16))])
 def test_blocks_across_parts(rows, parts, block, shape):
     """Every block has rows of every part, padded there; each row is found again."""
     table = np.arange(1, 2.0 * rows + 1, dtype=np.float32).reshape(rows, 2)

@@ -62,6 +62,24 @@ def gather(log: InteractionLog, users: np.ndarray, positions: np.ndarray, window
     return batch
 
 
+def batch_forms(
+    windows: Windows, batch_size: int, user_features: int, *, seen: int = 0
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of every array of a batch, without making one: what `gather` would give.
+
+    user_features: F; 0 where the log has none. seen: S of evaluation that excludes earlier items; 0: none.
+    """
+    forms = dict.fromkeys(("target", "user", "position", "session_length"), ((batch_size,), np.int32))
+    forms |= {"history": ((batch_size, windows.length), np.int32), "weight": ((batch_size,), np.float32)}
+    if windows.lags:
+        forms["age"] = forms["history"]
+    if user_features:
+        forms["user_features"] = ((batch_size, user_features), np.int32)
+    if seen:
+        forms["seen"] = ((batch_size, seen), np.int32)
+    return forms
+
+
 def _session_length(log: InteractionLog, rows: np.ndarray, valid: np.ndarray, windows: Windows) -> np.ndarray:
     recent = valid[:, -windows.session_length :]
     if windows.session_gap:

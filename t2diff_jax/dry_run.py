@@ -1,0 +1,202 @@
+"""A dry run: the real programs of a run, compiled for devices that need not be there, and what they take.
+
+No log is read and nothing is computed. A TPU topology is compiled for by the compiler of libtpu (extra `[tpu]`), which
+needs no TPU; the devices that are there by their own; for CUDA without a GPU programs are lowered, which shows that
+they can be, and no more.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from t2diff_jax.config import Config, ConfigError
+from t2diff_jax.data.batches import Windows, batch_forms
+from t2diff_jax.evaluate import Evaluator
+from t2diff_jax.models import build_retriever
+from t2diff_jax.optim import make_optimizer
+from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_of, product_flops
+from t2diff_jax.sharding import batch_sharding, check_rows, make_mesh, process_rows, row_sharding
+from t2diff_jax.train_state import abstract_state
+from t2diff_jax.train_step import compile_step
+from t2diff_jax.types import Batch, Catalogue, Sizes
+
+GIB = 2**30
+# Memory of one device that libtpu compiles for, by the name it gives the kind.
+_CAPACITY = {
+    "TPU v4": 32 * GIB,
+    "TPU v5 lite": 16 * GIB,
+    "TPU v5": 95 * GIB,
+    "TPU v5p": 95 * GIB,
+    "TPU v6 lite": 32 * GIB,
+    "TPU7x": 192 * GIB,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one program takes on each device.
+
+    Attributes:
+      flops: of its matrix products, on all devices together.
+      seconds: to compile it.
+      memory, collectives: None where there is no compiled program.
+      refusal: why the compiler made none: what the program needs is more than the device has.
+    """
+
+    name: str
+    flops: int
+    seconds: float
+    memory: Memory | None
+    collectives: list[Collective] | None
+    refusal: str
+
+
+def dry_run(config: Config, topology: str) -> Iterator[str]:
+    """The report for `topology`, line by line, as programs are done.
+
+    topology: "local", the devices that are here; "cuda", lowered for as many; else what libtpu knows: "v5e:16x16".
+
+    Raises:
+      ConfigError: there is no such topology, or the configuration does not fit on it.
+    """
+    devices = find_devices(topology)
+    mesh, kind = make_mesh(config.mesh, devices), "CUDA" if topology == "cuda" else devices[0].device_kind
+    yield (
+        f"{config.model.name}, {config.dry_run.items:,} items, on {topology}: {len(devices)} devices ({kind}), "
+        f"data {mesh.shape['data']} x model {mesh.shape['model']}"
+    )
+    programs = []
+    for program in compile_programs(config, mesh, only_lower=topology == "cuda"):
+        programs.append(program)
+        yield from ("", *described(program, len(devices)))
+    yield f"\n{verdict(programs, _CAPACITY.get(kind))}"
+
+
+def verdict(programs: Sequence[Program], capacity: int | None) -> str:
+    """Whether they fit into `capacity` bytes of a device; None: not known."""
+    refused = [program.name for program in programs if program.refusal]
+    most = max((program.memory.total for program in programs if program.memory), default=None)
+    if refused:
+        return f"DOES NOT FIT: {', '.join(refused)}"
+    if most is None:
+        return "all programs can be lowered; memory and collectives are the compiler's to say, where the devices are"
+    if capacity is None:
+        return f"most memory per device: {_size(most)}; how much the device has is not known here"
+    fits = "fits" if most <= capacity else "DOES NOT FIT"
+    return f"most memory per device: {_size(most)} of {_size(capacity)}: {fits}"
+
+
+def find_devices(topology: str) -> list[Any]:
+    """Devices of a topology, whether they are here or not. Raises `ConfigError` where there is no such one."""
+    if topology in ("local", "cuda"):
+        return jax.devices()
+    from jax.experimental import topologies  # costs half a second
+
+    # Without them libtpu asks the network which machine this is.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # whatever the plugin raises
+        raise ConfigError(
+            f"--topology={topology}: {str(error).splitlines()[0]}; give local, cuda or a slice that libtpu knows, as "
+            "v5e:4x4, and install it with: pip install -e '.[tpu]'"
+        ) from error
+
+
+def compile_programs(config: Config, mesh: Mesh, *, only_lower: bool) -> Iterator[Program]:
+    """The training step and the programs of an evaluation, each as it is done."""
+    catalogue, sizes = abstract_catalogue(config, mesh)
+    retriever = build_retriever(config, sizes)
+    tx, windows, o = make_optimizer(config.optim, config.train.steps), Windows.of(config), config.optim
+    process_rows(mesh, config.train.batch_size)
+    batch = abstract_batch(config, mesh, windows, config.train.batch_size, seen=0)
+    recipe = dict(retriever=retriever, tx=tx, average=o.ema > 0, count_draws=config.loss.batch_negatives > 0)
+    state = abstract_state(mesh, catalogue, batch, **recipe)
+    args = dict(retriever=retriever, tx=tx, seed=config.seed, ema_decay=o.ema, loss=config.loss, lazy=o.lazy_rows)
+    step = compile_step(mesh, state, **args)
+    yield _compiled("training step", step, (state, catalogue, batch), only_lower)
+    evaluator = Evaluator(retriever, catalogue, None, windows, config.eval, mesh, config.seed)
+    size = -(-config.eval.batch_size // mesh.shape["data"]) * mesh.shape["data"]
+    seen = config.dry_run.seen if config.eval.exclude_seen else 0
+    batch = abstract_batch(config, mesh, windows, size, seen=seen)
+    for name, (program, arguments) in evaluator.programs(state.evaluation_variables(), batch).items():
+        yield _compiled(f"evaluation, {name}", program, arguments, only_lower)
+
+
+def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
+    """Shapes and shardings of the catalogue that `config.dry_run` declares, and the sizes of such a log."""
+    told, multiple = config.dry_run, config.model.row_multiple
+    rows = -(-(told.items + 1) // multiple) * multiple
+    check_rows(mesh, rows)
+
+    def array(width: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
+        shape = (rows,) if width is None else (rows, width)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
+
+    catalogue = Catalogue(
+        array(None, jnp.float32),
+        array(told.categories_per_item, jnp.int32) if told.categories else None,
+        array(told.content, jnp.float32) if told.content else None,
+        told.items,
+    )
+    categories = told.categories + 1 if told.categories else 0
+    args = categories, told.content, tuple(told.user_features), config.data.real_times
+    return catalogue, Sizes(rows, config.data.window, *args)
+
+
+def abstract_batch(config: Config, mesh: Mesh, windows: Windows, size: int, *, seen: int) -> Batch:
+    """Shapes and shardings of a global batch."""
+    forms = batch_forms(windows, size, len(config.dry_run.user_features), seen=seen)
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(*form, sharding=sharding) for name, form in forms.items()}
+
+
+def described(program: Program, devices: int) -> Iterator[str]:
+    """Lines for people."""
+    yield (
+        f"{program.name}: {program.flops / 1e9:,.1f} GFLOP in matrix products, "
+        f"{program.flops / devices / 1e9:,.2f} a device, {program.seconds:.0f} s to compile"
+    )
+    if program.refusal:
+        yield f"  not compiled: {program.refusal}"
+    if program.memory is None:
+        return
+    m = program.memory
+    yield (
+        f"  memory per device  {_size(m.total)}: arguments {_size(m.arguments)}, results {_size(m.results)} (of which "
+        f"in place {_size(m.aliased)}), temporaries {_size(m.temporaries)}, code {_size(m.code)}"
+    )
+    for c in program.collectives:
+        doubt = "" if c.loops_known else " (some in a loop of unknown length, counted once)"
+        yield f"  {c.kind:18s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
+    if not program.collectives:
+        yield "  no collectives"
+
+
+def _compiled(name: str, function: Any, arguments: tuple[Any, ...], only_lower: bool) -> Program:
+    start, traced = time.perf_counter(), function.trace(*arguments)
+    flops = product_flops(traced.jaxpr.jaxpr)
+    if only_lower:
+        traced.lower(lowering_platforms=("cuda",))
+        return Program(name, flops, time.perf_counter() - start, None, None, "")
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(name, flops, time.perf_counter() - start, None, None, str(error).splitlines()[0])
+    return Program(name, flops, time.perf_counter() - start, memory_of(compiled), collectives_of(compiled), "")
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    power = min(int(math.log2(count)) // 10, 3) if count else 0
+    return f"{count / 1024**power:.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

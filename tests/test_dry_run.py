@@ -1,0 +1,102 @@
+"""Compiling for devices without running on them."""
+
+import importlib.util
+import re
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from configs import pod
+from t2diff_jax import dry_run as dry
+from t2diff_jax.config import ConfigError, from_mapping
+from t2diff_jax.data.batches import batch_forms
+from t2diff_jax.program_cost import Memory
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def declared(experiment, **changes):
+    """The configuration that declares what the log of an experiment has."""
+    log = experiment.log
+    told = dict(items=log.n_items, categories=len(log.category_names), user_features=tuple(log.user_feature_sizes))
+    told |= {"categories_per_item": log.categories.shape[1]}
+    return tiny.tiny(**{f"dry_run__{name}": value for name, value in told.items()}, **changes)
+
+
+def test_batches_have_the_forms_that_are_told():
+    parts = tiny.build((1, 1))
+    batch = parts.host_batch_at(0)
+    forms = batch_forms(parts.evaluator().windows, 16, parts.log.user_features.shape[1])
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == forms
+    assert forms["age"] and "seen" not in forms
+    assert batch_forms(parts.evaluator().windows, 16, 0, seen=64)["seen"] == ((16, 64), np.int32)
+
+
+def test_the_declared_programs_are_those_of_the_run(monkeypatch):
+    """Same shapes and shardings of state, catalogue and batch as the experiment on a log of the declared sizes."""
+    parts = tiny.build((1, 1), model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
+    config = declared(parts, model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
+    seen = []
+    monkeypatch.setattr(dry, "_compiled", lambda name, function, arguments, only_lower: seen.append(arguments))
+    list(dry.compile_programs(config, parts.mesh, only_lower=False))
+    state, catalogue, batch = seen[0]
+
+    def forms(tree):
+        return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+
+    assert forms(state) == forms(parts.abstract_state)
+    assert forms(catalogue) == forms(parts.catalogue) and catalogue.n_items == parts.catalogue.n_items
+    assert forms(batch) == forms(parts.batch_at(0))
+
+
+def test_the_report(tmp_path):
+    """Nothing is read or written; every program is told of."""
+    done = tiny.command("train.py", tmp_path / "none", "--dry_run", "--config.mesh.model=2", devices=4)
+    assert done.returncode == 0, done.stderr
+    assert "1,000 items, on local: 4 devices (cpu), data 2 x model 2" in done.stdout
+    for name in ("training step", "evaluation, item table", "evaluation, ranks", "evaluation, recommendations"):
+        assert re.search(rf"^{name}: [\d.,]+ GFLOP", done.stdout, re.MULTILINE)
+    assert re.search(r"all-reduce +\d+ times, [\d.]+ \w+ a device", done.stdout)
+    assert "most memory per device" in done.stdout and not (tmp_path / "none").exists()
+
+
+def test_programs_can_be_lowered_for_cuda_without_a_gpu():
+    lines = "\n".join(dry.dry_run(tiny.tiny(), "cuda"))
+    assert "all programs can be lowered" in lines and lines.count("GFLOP") == 4
+
+
+def test_a_program_too_big_for_its_device_is_told():
+    small, big = Memory(5, 5, 5, 5, 0), Memory(2**35, 0, 0, 0, 0)
+    programs = [dry.Program("a", 0, 0.0, memory, [], "") for memory in (small, big)]
+    assert dry.verdict(programs[:1], 2**34).endswith("10 B of 16.0 GiB: fits")
+    assert dry.verdict(programs, 2**34).endswith("32.0 GiB of 16.0 GiB: DOES NOT FIT")
+    refused = dry.Program("step", 0, 0.0, None, None, "RESOURCE_EXHAUSTED: 17G of 16G")
+    assert dry.verdict([*programs, refused], None) == "DOES NOT FIT: step"
+    assert "17G of 16G" in "".join(dry.described(refused, 4))
+
+
+def test_what_is_no_topology():
+    with pytest.raises(ConfigError, match=r"--topology=v5e:nine: .*give local, cuda or a slice"):
+        dry.find_devices("v5e:nine")
+    with pytest.raises(ConfigError, match=r"do not divide by 2 devices; set config\.model\.row_multiple"):
+        list(dry.dry_run(tiny.tiny(model__row_multiple=1, dry_run__items=2, mesh__model=2, mesh__data=4), "local"))
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+@pytest.mark.parametrize("shape", ["v5e:4x4"])
+def test_a_pod_is_compiled_for_without_one(shape):
+    """The real configuration on a slice with a smaller batch: nothing sends, or needs for itself, a whole table."""
+    config = pod.get_config()
+    config.train.batch_size = 64
+    config.eval.batch_size = 64
+    config.loss.negatives = config.loss.batch_negatives = 256
+    config = from_mapping(config)
+    table = config.dry_run.items * (config.model.dim - config.model.category_dim) * 4
+    mesh = dry.make_mesh(config.mesh, dry.find_devices(shape))
+    programs = list(dry.compile_programs(config, mesh, only_lower=False))
+    assert [program.refusal for program in programs] == [""] * 4
+    for program in programs:
+        assert max((c.largest for c in program.collectives), default=0) < table / 100
+        assert program.memory.total < table / 2 + 2**30
