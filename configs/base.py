@@ -181,7 +181,10 @@ def get_config() -> ConfigDict:
             noise_keys=5,  # test metrics are reported over so many noise keys
             exclude_seen=False,  # True: all earlier items of the user leave the ranking
             merge="max",  # max | softmax_mean | logsumexp: how M user vectors make one score
-            block=8192,  # item rows scored at a time
+            block=4096,  # item rows scored at a time (on a CPU small ones stay in its cache)
+            # What the search for recommendations reads whole: float32 (exact) | bfloat16 | int8 (a scale per row); what
+            # these find is scored in float32. Ranks, and with them the metrics, are always exact.
+            search="float32",
             popularity=True,  # print the popularity baseline beside the model
         )
     )

@@ -214,6 +214,7 @@ class EvalConfig:
     exclude_seen: bool
     merge: typing.Literal["max", "softmax_mean", "logsumexp"]
     block: int
+    search: typing.Literal["float32", "bfloat16", "int8"]
     popularity: bool
 
 

@@ -22,6 +22,8 @@ from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets
 from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
+_SEARCHED_AGAIN = 1024  # targets for which a search at less precision is compared with the exact one
+
 Curve = list[dict[str, float | int]]
 
 
@@ -65,11 +67,19 @@ class Evaluator:
 
         Fewer than k where that many items may not be recommended: the rest is id 0 with score -inf.
         """
-        table = self._build_table(variables, self.catalogue)
-        key = self._keys(1)[0]
+        table, key = self._build_searched(variables, self.catalogue), self._keys(1)[0]
         parts = fetch_each(self._recommend(variables, self.catalogue, table, b, key, k) for b in self._batches(targets))
         scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
         return scores[: len(targets)], ids[: len(targets)]
+
+    def search_recall(self, variables: Variables, targets: Targets, k: int) -> float | None:
+        """Share of the true k best items that `eval.search` finds; None where it is exact."""
+        if self.config.search == "float32":
+            return None
+        exact = dataclasses.replace(self, config=dataclasses.replace(self.config, search="float32"))
+        found, best = (of.recommend(variables, targets, k)[1] for of in (self, exact))
+        hits = (found[:, :, None] == best[:, None]).any(axis=1) & (best > 0)
+        return float(hits.sum() / (best > 0).sum())
 
     def slot_quality(self, variables: Variables, targets: Targets) -> dict[str, np.ndarray] | None:
         """What a `Generative` model generates against what came next, per target [n], under the first noise key.
@@ -117,20 +127,30 @@ class Evaluator:
     def programs(self, variables: Variables, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The compiled functions of an evaluation by what they make, each with its arguments (their shapes will do)."""
         args, keys = (variables, self.catalogue), jax.eval_shape(lambda: jnp.stack(self._keys(self.config.noise_keys)))
-        table = jax.tree.map(
-            lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-            jax.eval_shape(self._build_table, *args),
-            self._table_shardings,
-        )
+
+        def made(build: Any, search: str) -> BlockedTable:
+            shapes, at = jax.eval_shape(build, *args), self._table_shardings(search)
+            return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, at)
+
+        table, searched = made(self._build_table, "float32"), made(self._build_searched, self.config.search)
         key, k = jax.eval_shape(lambda: self._keys(1)[0]), min(max(self.config.ks), self.catalogue.n_items)
         return {
-            "item table": (self._build_table, args),
+            "item table": (self._build_searched, args),
             "ranks": (self._score, (*args, table, batch, keys)),
-            "recommendations": (self._recommend, (*args, table, batch, key, k)),
+            "recommendations": (self._recommend, (*args, searched, batch, key, k)),
         }
 
-    def _block(self, vectors: jax.Array, catalogue: Catalogue) -> BlockedTable:
-        return block_table(vectors, catalogue.n_items, self.config.block, parts=self.mesh.shape["model"])
+    def _table(self, make: Any, search: str) -> Any:
+        """What makes the blocked table of the vectors that `make` gives for (variables, catalogue)."""
+
+        def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
+            how = dict(parts=self.mesh.shape["model"], search=search)
+            return block_table(make(variables, catalogue), catalogue.n_items, self.config.block, **how)
+
+        return jax.jit(build, out_shardings=self._table_shardings(search))
+
+    def _table_shardings(self, search: str) -> BlockedTable:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), table_partition(search))
 
     def _keys(self, n: int) -> list[jax.Array]:
         stream = rng.stream(self.seed, "evaluation")
@@ -145,10 +165,12 @@ class Evaluator:
 
     @functools.cached_property
     def _build_table(self):
-        def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
-            return self._block(self.retriever.encode_items(variables, catalogue), catalogue)
+        return self._table(self.retriever.encode_items, "float32")
 
-        return jax.jit(build, out_shardings=self._table_shardings)
+    @functools.cached_property
+    def _build_searched(self):
+        exact = self.config.search == "float32"
+        return self._build_table if exact else self._table(self.retriever.encode_items, self.config.search)
 
     @functools.cached_property
     def _score(self):
@@ -172,14 +194,7 @@ class Evaluator:
 
     @functools.cached_property
     def _build_embeddings(self):
-        def build(variables: Variables, catalogue: Catalogue) -> BlockedTable:
-            return self._block(self.retriever.item_embeddings(variables, catalogue), catalogue)
-
-        return jax.jit(build, out_shardings=self._table_shardings)
-
-    @property
-    def _table_shardings(self) -> BlockedTable:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), table_partition())
+        return self._table(self.retriever.item_embeddings, "float32")
 
     @functools.cached_property
     def _compare(self):
@@ -274,7 +289,8 @@ def report(
     ks, log = evaluator.config.ks, evaluator.log
     warm = targets.positions > 0
     target_items = log.items[log.offsets[targets.users] + targets.positions]
-    _, recommended = evaluator.recommend(variables, targets, min(max(ks), log.n_items))
+    k = min(max(ks), log.n_items)
+    _, recommended = evaluator.recommend(variables, targets, k)
     metrics, ranks_by_key = summarise(scores, targets, ks), scores.ranks
     result = {
         "metrics": {name: {"mean": mean, "spread": spread} for name, (mean, spread) in metrics.items()},
@@ -289,6 +305,8 @@ def report(
         "recall@20_by_history_decile": recall_by(targets.positions[warm], ranks_by_key[0][warm], 20, 10),
         "history_length_of_decile": group_means(targets.positions[warm], 10),
     }
+    if (found := evaluator.search_recall(variables, targets.first(_SEARCHED_AGAIN), k)) is not None:
+        result["search"] = {"dtype": evaluator.config.search, "k": k, "found": found}
     if (quality := evaluator.slot_quality(variables, targets)) is not None:
         result["slot"] = summarise_slot(quality, targets, ks)
     if not warm.all():

@@ -74,8 +74,10 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
     cold = result["targets_without_history"]
     slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
     tail = f"\n{cold:,} further targets have no history; see metrics_without_history in the result" if cold else ""
+    search = result.get("search")
+    searched = f"\nsearch in {search['dtype']}: {search['found']:.2%} of the top {search['k']}" if search else ""
     speed = f"\n\nuser tower: {result['milliseconds_per_user']:.3f} ms per user"
-    return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{tail}"
+    return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{searched}{tail}"
 
 
 def _describe_slot(slot: dict[str, Any], metric: str) -> str:

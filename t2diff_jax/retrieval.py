@@ -9,13 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 # Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
 # order; closer than this times |u| |e| counts as a tie.
 _TIE = 16 * float(jnp.finfo(jnp.float32).eps)
 # Neighbouring rows of which the search for the best first sees the maximum alone: sorting costs more than scoring.
 _GROUP = 16
+_SORTED_AT_ONCE = 65_536  # rows of which the maxima are collected before the best are taken
+_MARGIN = 2  # times as many groups are found where they are searched for at less precision
 _AT_ONCE = 32  # users whose k groups are scored again at a time: k * 16 vectors each
 
 
@@ -27,6 +29,13 @@ class Users(NamedTuple):
     excluded: Int[Array, "B S"] | None
 
 
+class Coarse(NamedTuple):
+    """The vectors of a table at less precision: blocks times the scale of their row."""
+
+    blocks: Num[Array, "n p b U"]
+    scale: Float[Array, "n p b"]
+
+
 class BlockedTable(NamedTuple):
     """Item vectors in blocks, each of which has a share of every part of the table.
 
@@ -34,12 +43,14 @@ class BlockedTable(NamedTuple):
       blocks: n blocks of b rows of each of p parts. Row i of the table is in part i // part_rows.
       part: numbers of the parts.
       part_rows: rows of a part that are of the table; what follows them, and rows beyond n_items, only fill.
+      coarse: what is searched for the best items, which are then scored from `blocks`; None: `blocks` itself.
     """
 
     blocks: Float[Array, "n p b U"]
     part: Int[Array, " p"]
     part_rows: Int[Array, ""]
     n_items: Int[Array, ""]
+    coarse: Coarse | None
 
     def rows(self, ids: Int[Array, "..."]) -> Float[Array, "... U"]:
         """The vectors of items."""
@@ -47,22 +58,36 @@ class BlockedTable(NamedTuple):
         return self.blocks[place // self.blocks.shape[2], part, place % self.blocks.shape[2]]
 
 
-def block_table(table: Float[Array, "R U"], n_items: int, block: int, *, parts: int = 1) -> BlockedTable:
+def block_table(
+    table: Float[Array, "R U"], n_items: int, block: int, *, parts: int = 1, search: str = "float32"
+) -> BlockedTable:
     """Cuts a table into equal blocks of at most `block` rows (rounded up to 16 rows of each part).
 
     parts: a divisor of R. Where the rows lie on that many devices in equal shares, no row has to move.
+    search: float32, or bfloat16 or int8 (with a scale for every row): of what `top_k` reads whole.
     """
     rows, count = table.shape[0] // parts, -(-table.shape[0] // block)
     size = -(-rows // (_GROUP * count)) * _GROUP
     count = -(-rows // size)
     padded = jnp.pad(table.reshape(parts, rows, -1), ((0, 0), (0, count * size - rows), (0, 0)))
     blocks = jnp.moveaxis(padded.reshape(parts, count, size, -1), 1, 0)
-    return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), jnp.int32(rows), jnp.int32(n_items))
+    coarse = None if search == "float32" else _coarse(blocks, search)
+    return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), jnp.int32(rows), jnp.int32(n_items), coarse)
 
 
-def table_partition() -> BlockedTable:
+def _coarse(blocks: Float[Array, "n p b U"], dtype: str) -> Coarse:
+    if dtype == "bfloat16":
+        return Coarse(blocks.astype(jnp.bfloat16), jnp.ones(blocks.shape[:3]))
+    scale = jnp.abs(blocks).max(axis=-1) / 127
+    whole = jnp.round(blocks / jnp.where(scale > 0, scale, 1)[..., None])
+    return Coarse(whole.astype(jnp.int8), scale)
+
+
+def table_partition(search: str = "float32") -> BlockedTable:
     """How the arrays of a table lie on the mesh: each device of the axis "model" has whole parts."""
-    return BlockedTable(PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec(), PartitionSpec())
+    by_part = PartitionSpec(None, "model")
+    coarse = None if search == "float32" else Coarse(by_part, by_part)
+    return BlockedTable(by_part, PartitionSpec("model"), PartitionSpec(), PartitionSpec(), coarse)
 
 
 def score_targets(
@@ -84,16 +109,18 @@ def score_targets(
     slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
 
     def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
-        greater, bad, totals = carry
+        greater, most, totals = carry
         ids, products = _products(users, block, table)
         scores = _merge(products - shift[..., None], users.mask, merge)
-        other = ids != targets[:, None]
-        above, tied = scores > own + slack, jnp.abs(scores - own) <= slack
-        greater += jnp.sum(jnp.where(other, above + 0.5 * tied, 0), axis=1)
-        return (greater, bad | ~(scores < jnp.inf).all(axis=1), _add(totals, products)), None
+        ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0))
+        greater += jnp.sum(jnp.where(ids != targets[:, None], ahead, 0), axis=1)
+        most_here = products.max(axis=-1)
+        return (greater, jnp.maximum(most, most_here), _add(totals, products, most_here)), None
 
-    start = (jnp.zeros(targets.shape, jnp.float32), ~jnp.isfinite(own[:, 0]), jnp.full(users.mask.shape, -jnp.inf))
-    (greater, bad, totals), _ = jax.lax.scan(count, start, _numbered(table))
+    start = jnp.zeros(targets.shape, jnp.float32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
+    (greater, most, totals), _ = jax.lax.scan(count, start, _numbered(table))
+    # Both infinity and NaN, which a maximum keeps.
+    bad = ~jnp.isfinite(own[:, 0]) | (users.mask & ~(most < jnp.inf)).any(axis=1)
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
@@ -110,7 +137,8 @@ def top_k(
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """The k best items: scores, and ids in descending order of score, the smaller id first on a tie.
 
-    Where fewer than k items may be recommended, the rest is id 0 with score -inf.
+    Exact, but where `table.coarse` is searched: then an item may be missed, and those that are found have their exact
+    scores. Where fewer than k items may be recommended, the rest is id 0 with score -inf.
 
     mesh: where users lie over its axis "data" and parts of the table over "model". The compiler would collect all
       scores before it takes the best; so each device is told to take its own.
@@ -121,7 +149,8 @@ def top_k(
 
     if mesh is not None:
         by_user, out = PartitionSpec("data"), PartitionSpec("data", "model")
-        specs = by_user, by_user, table_partition()
+        search = "float32" if table.coarse is None else table.coarse.blocks.dtype.name
+        specs = by_user, by_user, table_partition(search)
         best = jax.shard_map(best, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     scores, ids = best(users, _shift(users, table, merge), table)
     scores, ids = _best(scores.reshape(scores.shape[0], -1), ids.reshape(ids.shape[0], -1), k)
@@ -136,7 +165,7 @@ def _best_of_parts(
     No item can be among the k best whose group is not: each of k groups before its own has an item before it, of equal
     score the one of the smaller id, as ids ascend from group to group.
     """
-    groups = _best_groups(users, shift, table, k, merge)
+    groups = _best_groups(users, shift, table, k if table.coarse is None else _MARGIN * k, merge)
 
     def members(user: tuple[Users, Array, Array]) -> tuple[Array, Array]:
         one, shift, groups = jax.tree.map(lambda a: a[None], user)
@@ -153,20 +182,27 @@ def _best_of_parts(
 def _best_groups(users: Users, shift: Array, table: BlockedTable, k: int, merge: str) -> Int[Array, "B p g"]:
     """The groups of each part with the k greatest maxima, numbered along the part; a number past its end: none."""
     rows, (blocks, parts, size, _) = users.vectors.shape[0], table.blocks.shape
-    count = blocks * size // _GROUP
+    groups, together = size // _GROUP, -(-_SORTED_AT_ONCE // (parts * size))
+    exact = table.coarse is None
+    searched, products_with = (table.blocks, _products) if exact else (table.coarse, _coarse_products)
 
-    def keep(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        _, products = _products(users, block, table)
+    def maxima(number: Array) -> Array:
+        block = jax.tree.map(lambda a: a[jnp.minimum(number, blocks - 1)], searched)
+        _, products = products_with(users, (block, number), table)
         merged = _merge(products - shift[..., None], users.mask, merge)
-        greatest = merged.reshape(rows, parts, -1, _GROUP).max(axis=-1)
-        numbers = block[1] * (size // _GROUP) + jnp.arange(size // _GROUP, dtype=jnp.int32)
-        numbers = jnp.broadcast_to(numbers, greatest.shape)
-        both = jnp.concatenate([best[0], greatest], axis=2), jnp.concatenate([best[1], numbers], axis=2)
-        return _best(*both, min(k, count)), None
+        greatest = merged.reshape(rows, parts, groups, _GROUP).max(axis=-1)
+        return jnp.where(number < blocks, greatest, -jnp.inf)
 
-    shape = rows, parts, min(k, count)
-    start = jnp.full(shape, -jnp.inf), jnp.full(shape, count, jnp.int32)
-    return jax.lax.scan(keep, start, _numbered(table))[0][1]
+    def keep(best: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
+        found = jax.lax.map(maxima, first + jnp.arange(together))
+        found = jnp.moveaxis(found, 0, 2).reshape(rows, parts, -1)
+        numbers = jnp.broadcast_to(first * groups + jnp.arange(found.shape[2]), found.shape)
+        both = jnp.concatenate([best[0], found], axis=2), jnp.concatenate([best[1], numbers], axis=2)
+        return _best(*both, shape[2]), None
+
+    shape = rows, parts, min(k, blocks * groups)
+    start = jnp.full(shape, -jnp.inf), jnp.full(shape, blocks * groups, jnp.int32)
+    return jax.lax.scan(keep, start, jnp.arange(0, blocks, together))[0][1]
 
 
 def _scored(
@@ -213,6 +249,16 @@ def _products(users: Users, block: tuple[Array, Array], table: BlockedTable) -> 
     return ids, jnp.where(rankable[:, None], products, -jnp.inf)
 
 
+def _coarse_products(users: Users, block: tuple[Coarse, Array], table: BlockedTable) -> tuple[Array, Array]:
+    """As `_products`, of a block at less precision."""
+    (vectors, scale), number = block
+    ids, rankable = _rankable(users, number, table)
+    # Whole numbers up to 127 are exact in bfloat16.
+    products = _dot("bmu,pnu->bmpn", users.vectors.astype(jnp.bfloat16), vectors.astype(jnp.bfloat16))
+    products = (products * scale[None, None]).reshape(*users.mask.shape, -1)
+    return ids, jnp.where(rankable[:, None], products, -jnp.inf)
+
+
 def _rankable(users: Users, number: Array, table: BlockedTable) -> tuple[Array, Array]:
     """ids [1, p b] of one block and which of them may be ranked, [B or 1, p b]."""
     _, parts, size, _ = table.blocks.shape
@@ -244,15 +290,19 @@ def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]
         return jnp.zeros(users.mask.shape)
 
     def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        return _add(totals, _products(users, block, table)[1]), None
+        products = _products(users, block, table)[1]
+        return _add(totals, products, products.max(axis=-1)), None
 
     totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), _numbered(table))
     return jnp.where(totals > -jnp.inf, totals, 0)  # where nothing may be ranked
 
 
-def _add(totals: Float[Array, "B M"], products: Float[Array, "B M b"]) -> Float[Array, "B M"]:
-    """Logs of sums of exponentials, with those of one more block."""
-    return jnp.logaddexp(totals, jax.nn.logsumexp(products, axis=-1))
+def _add(
+    totals: Float[Array, "B M"], products: Float[Array, "B M b"], most: Float[Array, "B M"]
+) -> Float[Array, "B M"]:
+    """Logs of sums of exponentials, with those of one more block, whose greatest products are known."""
+    base = jnp.where(jnp.isfinite(most), most, 0)
+    return jnp.logaddexp(totals, base + jnp.log(jnp.exp(products - base[..., None]).sum(axis=-1)))
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

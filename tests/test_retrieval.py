@@ -360,3 +360,49 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
         np.testing.assert_array_equal(found_ranks, expected_ranks)
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-6)
+
+
+# --- search at less precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("merge", "vectors", "excluded"), [("max", 1, True), ("logsumexp", 3, False)])
+def test_a_search_at_less_precision(search, merge, vectors, excluded):
+    """Nearly all of the best are found, with exact scores, in order, and nothing that may not be ranked."""
+    n_items, k = 3000, 20
+    query, mask, table, _, out = case(n_items=n_items, users=40, vectors=vectors, width=16, excluded=excluded)
+    users = Users(jnp.array(query), jnp.array(mask), None if out is None else jnp.array(out))
+    exact = top_k_jit(users, block_jit(table, n_items, 512), k, merge=merge)
+    cut = jax.jit(block_table, static_argnames=("n_items", "block", "search"))(table, n_items, 512, search=search)
+    assert cut.coarse.blocks.dtype == search and cut.coarse.blocks.shape == cut.blocks.shape
+    scores, ids = top_k_jit(users, cut, k, merge=merge)
+    found = np.mean([np.isin(a, b).mean() for a, b in zip(np.asarray(exact[1]), np.asarray(ids), strict=True)])
+    assert found > 0.99
+    same = np.asarray(ids) == np.asarray(exact[1])
+    np.testing.assert_allclose(np.asarray(scores)[same], np.asarray(exact[0])[same], rtol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all() and (ids > 0).all() and (ids <= n_items).all()
+    if excluded:
+        assert not any(np.isin(a[a > 0], b).any() for a, b in zip(out, np.asarray(ids), strict=True))
+
+
+def test_int8_rows_by_hand():
+    """Each row has its own scale: the greatest number becomes 127; a row of zeros stays one."""
+    table = np.zeros((16, 2), np.float32)
+    table[1], table[2] = (1.0, -0.5), (1e-3, 1e-3)
+    coarse = block_table(jnp.array(table), 15, 100, search="int8").coarse
+    np.testing.assert_array_equal(coarse.blocks[0, 0, :4], [[0, 0], [127, -64], [127, 127], [0, 0]])
+    np.testing.assert_allclose(coarse.scale[0, 0, :4], [0, 1 / 127, 1e-3 / 127, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_items", [15, 16, 17, 500])
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_top_k_where_most_items_tie(n_items, k):
+    """Of equal scores the smaller id comes first, whatever group, block or part it lies in."""
+    table = np.zeros((n_items + 1 + (-(n_items + 1) % 2), 2), np.float32)
+    table[1 : n_items + 1, 0] = np.random.default_rng(0).integers(0, 3, n_items)
+    order = np.lexsort((np.arange(1, n_items + 1), -table[1 : n_items + 1, 0]))[:k] + 1
+    for parts in (1, 2):
+        mask = np.ones((1, 1), bool)
+        args = dict(n_items=n_items, block=64, merge="max", parts=parts)
+        _, ids = run_top_k(np.array([[[1.0, 0.0]]], np.float32), mask, table, None, k, **args)
+        np.testing.assert_array_equal(ids[0], np.pad(order, (0, k - len(order))))
