@@ -28,7 +28,7 @@ class Collective:
     Attributes:
       count: how often; a collective inside a loop counts each time round.
       bytes: of their results on one device, all together.
-      largest: of the greatest single one.
+      largest: of the greatest single array; the compiler sends several together.
       loops_known: False where one is in a loop whose length the program does not say: there it counts once.
     """
 
@@ -74,15 +74,15 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
 
 def collectives_of(compiled: jax.stages.Compiled) -> list[Collective]:
     """What the program sends between devices, by kind, the greatest first."""
-    found: dict[str, list[tuple[int, int, bool]]] = collections.defaultdict(list)
-    for kind, size, times in _sent(_computations(compiled.as_text())):
-        found[kind].append((size, times or 1, times is not None))
+    found: dict[str, list[tuple[list[int], int, bool]]] = collections.defaultdict(list)
+    for kind, sizes, times in _sent(_computations(compiled.as_text())):
+        found[kind].append((sizes, times or 1, times is not None))
     totals = [
         Collective(
             kind,
             sum(times for _, times, _ in parts),
-            sum(size * times for size, times, _ in parts),
-            max(size for size, _, _ in parts),
+            sum(sum(sizes) * times for sizes, times, _ in parts),
+            max(max(sizes, default=0) for sizes, _, _ in parts),
             all(known for *_, known in parts),
         )
         for kind, parts in found.items()
@@ -145,12 +145,12 @@ def _computations(text: str) -> tuple[str, dict[str, list[_Operation]]]:
     return entry, found
 
 
-def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[str, int, int | None]]:
-    """(kind, bytes of the result, how often or None) of every collective; parts of one that runs beside others once."""
+def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[str, list[int], int | None]]:
+    """(kind, bytes of its arrays, how often or None) of every collective; of one that runs beside others once."""
     entry, computations = program
     channels: set[str] = set()
 
-    def walk(name: str, times: int | None) -> Iterator[tuple[str, int, int | None]]:
+    def walk(name: str, times: int | None) -> Iterator[tuple[str, list[int], int | None]]:
         for operation in computations.get(name, ()):
             kind = operation.name.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -179,12 +179,12 @@ def _rounds(loop: _Operation, computations: dict[str, list[_Operation]]) -> int 
     return int(numbers[0][1]) if len(numbers) == 1 and numbers[0] and len(compares) == 1 else None
 
 
-def _bytes(operation: _Operation) -> int:
-    """Of the result. The result of the start of an asynchronous one has its operands first."""
+def _bytes(operation: _Operation) -> list[int]:
+    """Of each array of the result. The result of the start of an asynchronous one has its operands first."""
     arrays = _ARRAY.findall(operation.form)
     if operation.name.endswith("-start") and operation.name != "all-reduce-start":
         arrays = arrays[len(arrays) // 2 :]
-    return sum(_bits(kind) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in arrays) // 8
+    return [_bits(kind) * math.prod(int(n) for n in shape.split(",") if n) // 8 for kind, shape in arrays]
 
 
 def _bits(kind: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t2diff_jax.config import ConfigError, MeshConfig
@@ -31,8 +32,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: {config.data} x {config.model} (data x model) does not lay out {len(devices)} devices; "
             "data = -1 takes what model leaves"
         )
-    axes, types = (data, config.model), (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(axes, ("data", "model"), axis_types=types, devices=devices)
+    # A slice of 4 x 4 x 4 has no axis of 8: then one of them is split.
+    laid_out = mesh_utils.create_device_mesh((data, config.model), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -270,3 +270,17 @@ def test_recommendations_text():
     ]
     bare = recommendations_text(dataclasses.replace(log, titles=None), targets.first(1), np.array([[5, 7]]))
     assert "last:  0; 1; 3; 4; 5" in bare and "2.  6   <- next" in bare
+
+
+@pytest.mark.parametrize("search", ["bfloat16", "int8"])
+def test_a_search_at_less_precision_says_what_it_finds(search):
+    """Metrics are those of the exact scores; the report tells how many of the best are recommended."""
+    exact, variables, targets = setup()
+    coarse = setup(search=search)[0]
+    np.testing.assert_array_equal(*(e.score_targets(variables, targets, 1).ranks for e in (exact, coarse)))
+    assert exact.search_recall(variables, targets, 10) is None
+    found = coarse.search_recall(variables, targets, 10)
+    _, ids = coarse.recommend(variables, targets, 10)
+    best = exact.recommend(variables, targets, 10)[1]
+    shares = [np.isin(a[a > 0], b).sum() for a, b in zip(best, ids, strict=True)]
+    assert found == pytest.approx(np.sum(shares) / (best > 0).sum()) and found > 0.9

@@ -5,8 +5,6 @@ full length from what is only rounding.
 """
 
 import dataclasses
-import math
-import re
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ import tiny
 from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax.data.batches import evaluation_batches
+from t2diff_jax.program_cost import collectives_of
 from t2diff_jax.sharding import put_batch
 
 pytestmark = [
@@ -130,13 +129,9 @@ def test_recommendations_do_not_depend_on_the_devices(one_device):
     np.testing.assert_array_equal(found[1][1], found[0][1])
 
 
-MOVES = re.compile(r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(")
-
-
 def largest_moved(compiled):
-    """Elements of the largest array that a compiled program sends between devices."""
-    shapes = MOVES.findall(compiled.as_text())
-    return max((math.prod(int(n) for n in shape.split(",") if n) for shape in shapes), default=0)
+    """Bytes of the largest array that a compiled program sends between devices."""
+    return max((sent.largest for sent in collectives_of(compiled)), default=0)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +146,23 @@ def test_no_step_collects_a_table(changes):
     """Whatever is learned or evaluated, between devices that each hold an eighth of the rows only small arrays move."""
     log = dict(seed=0, n_users=48, n_items=4000, categories=3, mean_length=20)
     parts = tiny.build((1, 8), model__name="t2diff_causal", data__synthetic=log, **UNSEEN, **changes)
-    table = parts.catalogue.n_rows * 6  # of an item vector's 8 dimensions 2 are the category's
+    table = parts.catalogue.n_rows * 6 * 4  # of an item vector's 8 dimensions 2 are the category's
     step = parts.compile_step().lower(parts.abstract_state, parts.catalogue, parts.batch_at(0)).compile()
     assert 0 < largest_moved(step) < table
     evaluator, variables = parts.evaluator(), parts.initial_state().evaluation_variables()
-    blocks, keys = evaluator._build_table(variables, parts.catalogue), evaluator._keys(1)
+    blocks = evaluator._build_table(variables, parts.catalogue)
     assert {shard.data.shape[1] for shard in blocks.blocks.addressable_shards} == {1}
-    args = variables, parts.catalogue, blocks, next(iter(evaluator._batches(parts.split.test)))
-    for program in (
-        evaluator._build_table.lower(variables, parts.catalogue),
-        evaluator._score.lower(*args, jax.numpy.stack(keys)),
-        evaluator._recommend.lower(*args, keys[0], 5),
-    ):
-        assert largest_moved(program.compile()) < table
+    programs = evaluator.programs(variables, next(iter(evaluator._batches(parts.split.test))))
+    assert len(programs) == 3
+    for program, arguments in programs.values():
+        assert largest_moved(program.lower(*arguments).compile()) < table
+
+
+def test_an_evaluation_collects_no_batch():
+    """Under several noise keys and intents at once the U-Net's inputs stay where their rows are."""
+    parts = tiny.build((8, 1), model__name="t2diff", diffusion__samples=2)
+    evaluator, variables = parts.evaluator(), parts.initial_state().evaluation_variables()
+    batch = next(iter(evaluator._batches(parts.split.test)))
+    whole = batch["history"].size * 8 * 4
+    for name, (program, arguments) in evaluator.programs(variables, batch).items():
+        assert largest_moved(program.lower(*arguments).compile()) < whole / 2, name

@@ -154,6 +154,6 @@ def test_the_text_of_a_tpu_program():
     compiled.as_text.return_value = SAMPLE
     assert collectives_of(compiled) == [
         Collective("all-gather", 1, 512, 512, True),
-        Collective("all-reduce", 5, 5 * 20, 20, True),
+        Collective("all-reduce", 5, 5 * 20, 12, True),
         Collective("collective-permute", 1, 16, 16, True),
     ]

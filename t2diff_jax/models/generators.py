@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import DiffusionConfig
 from t2diff_jax.diffusion.process import q_sample
-from t2diff_jax.diffusion.samplers import Known, Noise
+from t2diff_jax.diffusion.samplers import Noise
 from t2diff_jax.losses import position_mean, weighted_mean
-from t2diff_jax.models.drift import clean, reverse, schedule_of
+from t2diff_jax.models.drift import reverse, schedule_of
 
 Apply = Callable[..., jax.Array]
 
@@ -166,8 +166,8 @@ class Adversarial:
 class DiffuRec:
     """DiffuRec's denoiser (Li et al. 2023): a transformer over behaviours into which the noised next ones are mixed.
 
-    It learns by the cross-entropy of the item that it estimates. What followed every behaviour but the last is known,
-    so there z_r is the forward-noised truth when it draws.
+    It learns by the cross-entropy of the item that it estimates, and draws at every position from noise alone: what was
+    mixed in of a known next item would reach the slot of the position that has to say it.
     """
 
     config: DiffusionConfig
@@ -184,14 +184,12 @@ class DiffuRec:
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:
         """See `Generator`."""
         x, mask, steps = context.x, context.mask, self.config.steps
-        inner = mask & (jnp.arange(mask.shape[1])[None] < mask.shape[1] - 1)
-        known = Known(inner[..., None], clean(self.config, x, x[:, -1]))
 
         def estimate(z: jax.Array, r: jax.Array) -> jax.Array:
             # The streams up to T + 2 are the sampler's.
             return apply("denoise_window", z, r[:, None], x, mask, noise(steps + 2 + r[0]))
 
-        return reverse(self.config, estimate, noise, known)
+        return reverse(self.config, estimate, noise, None)
 
 
 def make_generator(slot: str, config: DiffusionConfig) -> Generator:
