@@ -1,0 +1,59 @@
+"""Benchmarks run: they are not timed here, but what they print can be read and nothing in them has gone stale."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+SMALL = {
+    "scan.py": ["--items", "2000", "--users", "8", "--k", "5", "--block", "512", "--rounds", "1"],
+    "catalogue_size.py": [
+        "--items",
+        "500",
+        "1000",
+        "--dense",
+        "500",
+        "--batch",
+        "8",
+        "--negatives",
+        "16",
+        "--rounds",
+        "1",
+    ],
+}
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_benchmark_prints_its_results(script):
+    environment = {**tiny.environment(), "PYTHONPATH": os.pathsep.join([str(tiny.ROOT), str(tiny.ROOT / "benchmarks")])}
+    line = [sys.executable, f"benchmarks/{script}", *SMALL[script]]
+    done = subprocess.run(line, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(text) for text in done.stdout.splitlines()]
+    assert len(rows) >= 3 and all(row["benchmark"] == script.removesuffix(".py") for row in rows)
+    exact = [row for row in rows if row.get("what") == "top k, float32"]
+    assert all(row["found"] == 1 for row in exact)
+
+
+def test_one_table_of_all(tmp_path):
+    sys.path.insert(0, str(tiny.ROOT / "benchmarks"))
+    import all as benchmarks
+
+    rows = [
+        {
+            "command": "python a.py",
+            "benchmark": "a",
+            "device": "cpu",
+            "devices": 1,
+            "machine": "x",
+            "jax": "1",
+            **values,
+        }
+        for values in ({"items": 10, "ms": 1.23456}, {"items": 20, "ms": 2.0, "ratio": 1.6})
+    ]
+    text = benchmarks.markdown(rows)
+    assert "device cpu, devices 1" in text and "| items | ms | ratio |" in text
+    assert "| 10 | 1.235 |  |" in text and "| 20 | 2 | 1.6 |" in text
