@@ -182,7 +182,8 @@ def _best_of_parts(
 def _best_groups(users: Users, shift: Array, table: BlockedTable, k: int, merge: str) -> Int[Array, "B p g"]:
     """The groups of each part with the k greatest maxima, numbered along the part; a number past its end: none."""
     rows, (blocks, parts, size, _) = users.vectors.shape[0], table.blocks.shape
-    groups, together = size // _GROUP, -(-_SORTED_AT_ONCE // (parts * size))
+    groups = size // _GROUP
+    together = -(-blocks // -(-blocks * parts * size // _SORTED_AT_ONCE))  # in equal rounds
     exact = table.coarse is None
     searched, products_with = (table.blocks, _products) if exact else (table.coarse, _coarse_products)
 
