@@ -37,12 +37,13 @@ MODELS = {
 CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]
 CASES += [("t2diff_causal", mesh) for mesh in ((8, 1), (2, 4))]
 CASES += [(name, (2, 4)) for name in MODELS if "negatives" in name or "items" in name]
-STEPS = 4
+CASES += [("t2diff_causal", (1, 2)), ("t2diff, negatives of both kinds", (2, 2))]
+STEPS = 20
 
 
 def experiment(name, mesh):
     return dataclasses.replace(
-        tiny.build(mesh, diffusion__filters=(8,), **MODELS[name]), tx=optax.sgd(0.3, momentum=0.9)
+        tiny.build(mesh, diffusion__filters=(8,), **MODELS[name]), tx=optax.sgd(0.05, momentum=0.9)
     )
 
 
@@ -90,7 +91,7 @@ def test_eight_devices_do_what_one_does(one_device, name, mesh):
     tiny.assert_close(outputs(parts, state), expected)
     new, new_losses = train(parts, state)
     assert_rows_are_spread(parts, new)
-    tiny.assert_close(new_losses, losses)
+    tiny.assert_close(new_losses, losses, rtol=1e-5)  # the norm of a gradient can be great
     tiny.assert_close(new, last)
     moved = [np.abs(value - leaves[key]).max() for key, value in tiny.host(last).items() if "params" in key]
     assert max(moved) > 0.01  # or nothing was shown

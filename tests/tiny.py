@@ -93,12 +93,12 @@ def assert_same_bits(a: object, b: object) -> None:
     assert not different, different
 
 
-def assert_close(a: object, b: object, *, atol: float = 1e-5) -> None:
-    """Two trees hold the same arrays to `atol`."""
+def assert_close(a: object, b: object, *, atol: float = 1e-5, rtol: float = 0) -> None:
+    """Two trees hold the same arrays to `atol` and `rtol`."""
     a, b = host(a), host(b)
     assert list(a) == list(b)
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], atol=atol, rtol=0, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], atol=atol, rtol=rtol, err_msg=name)
 
 
 def arguments(script: str, workdir: object, *flags: str, config: str = CONFIG) -> list[str]:
