@@ -24,10 +24,4 @@ def get_config():
     config.model.sketch_dim = 0
     config.loss.exclude_seen = True
     config.eval.exclude_seen = True
-    config.diffusion.stop_gradient = False
-    config.diffusion.target = "item"  # by the log loss of validation, in each of three seeds
-    config.optim.kernels = "muon"
-    config.train.steps = 3000
-    config.train.eval_every = 1500
-    config.train.checkpoint_every = 1500
     return config

@@ -34,6 +34,8 @@ def get_config():
     config.model.item_tower = "dense"
     config.model.row_multiple = 1
     config.diffusion.filters = (4, 8, 16, 32)
+    config.diffusion.target = "drift"
+    config.diffusion.stop_gradient = True
     config.diffusion.weight = 0.1
     config.diffusion.slot_training = "denoised"
     config.diffusion.sampler = "ddpm"
@@ -49,4 +51,5 @@ def get_config():
     config.train.eval_every = 425
     config.train.checkpoint_every = 425
     config.eval.batch_size = 512
+    config.optim.kernels = "adam"
     return config
