@@ -40,7 +40,7 @@ def test_a_benchmark_prints_its_results(script):
 
 def test_one_table_of_all(tmp_path):
     sys.path.insert(0, str(tiny.ROOT / "benchmarks"))
-    import all as benchmarks
+    import run_all as benchmarks
 
     rows = [
         {
