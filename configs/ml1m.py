@@ -2,7 +2,7 @@
 
 python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/ml1m
 
-12 minutes of training on one busy CPU core. Test, seed 0 (commit b700984, where what follows differed, by flags):
+15 minutes of training on one busy CPU core. Test, seed 0 (commit b700984, where what follows differed, by flags):
 Recall@2 .101, Recall@20 .428, MRR@2 .080, MRR@20 .127, NDCG@10 .160; the paper prints .077, .277, .061, .087 for the
 first four. With --config.model.slot=empty: .098, .420, .077, .124, .155; with --config.model.name=sasrec: .095, .420,
 .075, .121, .154. Validation no longer rises after half the steps.

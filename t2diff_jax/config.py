@@ -228,6 +228,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DryRunConfig:
+    """`dry_run`: `configs/base.py` says what each key means."""
+
     items: int
     categories: int
     categories_per_item: int

@@ -17,15 +17,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t2diff_jax.config import Config, ConfigError
-from t2diff_jax.data.batches import Windows, batch_forms
-from t2diff_jax.evaluate import Evaluator
+from t2diff_jax.data.catalogue import table_rows
+from t2diff_jax.experiment import Experiment
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
 from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_of, product_flops
-from t2diff_jax.sharding import batch_sharding, check_rows, make_mesh, process_rows, row_sharding
-from t2diff_jax.train_state import abstract_state
-from t2diff_jax.train_step import compile_step
-from t2diff_jax.types import Batch, Catalogue, Sizes
+from t2diff_jax.sharding import check_rows, make_mesh, process_rows, row_sharding
+from t2diff_jax.types import Catalogue, Sizes
 
 GIB = 2**30
 # Memory of one device that libtpu compiles for, by the name it gives the kind.
@@ -114,28 +112,27 @@ def find_devices(topology: str) -> list[Any]:
 
 def compile_programs(config: Config, mesh: Mesh, *, only_lower: bool) -> Iterator[Program]:
     """The training step and the programs of an evaluation, each as it is done."""
-    catalogue, sizes = abstract_catalogue(config, mesh)
-    retriever = build_retriever(config, sizes)
-    tx, windows, o = make_optimizer(config.optim, config.train.steps), Windows.of(config), config.optim
-    process_rows(mesh, config.train.batch_size)
-    batch = abstract_batch(config, mesh, windows, config.train.batch_size, seen=0)
-    recipe = dict(retriever=retriever, tx=tx, average=o.ema > 0, count_draws=config.loss.batch_negatives > 0)
-    state = abstract_state(mesh, catalogue, batch, **recipe)
-    args = dict(retriever=retriever, tx=tx, seed=config.seed, ema_decay=o.ema, loss=config.loss, lazy=o.lazy_rows)
-    step = compile_step(mesh, state, **args)
-    yield _compiled("training step", step, (state, catalogue, batch), only_lower)
-    evaluator = Evaluator(retriever, catalogue, None, windows, config.eval, mesh, config.seed)
-    size = -(-config.eval.batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    seen = config.dry_run.seen if config.eval.exclude_seen else 0
-    batch = abstract_batch(config, mesh, windows, size, seen=seen)
+    parts = declared_experiment(config, mesh)
+    state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
+    yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower)
+    evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
+    batch = parts.abstract_batch(evaluator.batch_rows, seen=seen)
     for name, (program, arguments) in evaluator.programs(state.evaluation_variables(), batch).items():
         yield _compiled(f"evaluation, {name}", program, arguments, only_lower)
+
+
+def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
+    """The parts of a run on a log such as `config.dry_run` declares, of which there is none."""
+    process_rows(mesh, config.train.batch_size)
+    catalogue, sizes = abstract_catalogue(config, mesh)
+    tx = make_optimizer(config.optim, config.train.steps)
+    return Experiment(config, None, None, catalogue, build_retriever(config, sizes), mesh, tx)
 
 
 def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
     """Shapes and shardings of the catalogue that `config.dry_run` declares, and the sizes of such a log."""
     told, multiple = config.dry_run, config.model.row_multiple
-    rows = -(-(told.items + 1) // multiple) * multiple
+    rows = table_rows(told.items, multiple)
     check_rows(mesh, rows)
 
     def array(width: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -151,13 +148,6 @@ def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
     categories = told.categories + 1 if told.categories else 0
     args = categories, told.content, tuple(told.user_features), config.data.real_times
     return catalogue, Sizes(rows, config.data.window, *args)
-
-
-def abstract_batch(config: Config, mesh: Mesh, windows: Windows, size: int, *, seen: int) -> Batch:
-    """Shapes and shardings of a global batch."""
-    forms = batch_forms(windows, size, len(config.dry_run.user_features), seen=seen)
-    sharding = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(*form, sharding=sharding) for name, form in forms.items()}
 
 
 def described(program: Program, devices: int) -> Iterator[str]:

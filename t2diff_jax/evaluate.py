@@ -72,12 +72,12 @@ class Evaluator:
         scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
         return scores[: len(targets)], ids[: len(targets)]
 
-    def search_recall(self, variables: Variables, targets: Targets, k: int) -> float | None:
-        """Share of the true k best items that `eval.search` finds; None where it is exact."""
+    def search_recall(self, variables: Variables, targets: Targets, found: np.ndarray) -> float | None:
+        """Share of the true k best items among those found, ids [n, k]; None where `eval.search` is exact."""
         if self.config.search == "float32":
             return None
         exact = dataclasses.replace(self, config=dataclasses.replace(self.config, search="float32"))
-        found, best = (of.recommend(variables, targets, k)[1] for of in (self, exact))
+        _, best = exact.recommend(variables, targets, found.shape[1])
         hits = (found[:, :, None] == best[:, None]).any(axis=1) & (best > 0)
         return float(hits.sum() / (best > 0).sum())
 
@@ -124,6 +124,11 @@ class Evaluator:
             times.append(time.perf_counter() - start)
         return 1000 * min(times) / len(batch["target"])
 
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch: `eval.batch_size`, rounded up to a multiple of the data axis."""
+        return -(-self.config.batch_size // self.mesh.shape["data"]) * self.mesh.shape["data"]
+
     def programs(self, variables: Variables, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The compiled functions of an evaluation by what they make, each with its arguments (their shapes will do)."""
         args, keys = (variables, self.catalogue), jax.eval_shape(lambda: jnp.stack(self._keys(self.config.noise_keys)))
@@ -157,10 +162,9 @@ class Evaluator:
         return [rng.at_step(stream, i) for i in range(n)]
 
     def _batches(self, targets: Targets):
-        size = -(-self.config.batch_size // self.mesh.shape["data"]) * self.mesh.shape["data"]
-        rows = process_rows(self.mesh, size)
+        rows = process_rows(self.mesh, self.batch_rows)
         args = dict(with_seen=self.config.exclude_seen)
-        for batch in evaluation_batches(self.log, targets, self.windows, size, rows, **args):
+        for batch in evaluation_batches(self.log, targets, self.windows, self.batch_rows, rows, **args):
             yield put_batch(self.mesh, batch)
 
     @functools.cached_property
@@ -305,7 +309,8 @@ def report(
         "recall@20_by_history_decile": recall_by(targets.positions[warm], ranks_by_key[0][warm], 20, 10),
         "history_length_of_decile": group_means(targets.positions[warm], 10),
     }
-    if (found := evaluator.search_recall(variables, targets.first(_SEARCHED_AGAIN), k)) is not None:
+    again = targets.first(_SEARCHED_AGAIN), recommended[:_SEARCHED_AGAIN]
+    if (found := evaluator.search_recall(variables, *again)) is not None:
         result["search"] = {"dtype": evaluator.config.search, "k": k, "found": found}
     if (quality := evaluator.slot_quality(variables, targets)) is not None:
         result["slot"] = summarise_slot(quality, targets, ks)

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from t2diff_jax.config import Config
-from t2diff_jax.data.batches import TrainingOrder, Windows, make_batch_at
+from t2diff_jax.data.batches import TrainingOrder, Windows, batch_forms, make_batch_at
 from t2diff_jax.data.catalogue import make_catalogue, make_sizes
 from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.sources import load_log
@@ -17,7 +17,7 @@ from t2diff_jax.evaluate import Evaluator
 from t2diff_jax.models import build_retriever
 from t2diff_jax.models.popularity import Popularity
 from t2diff_jax.optim import make_optimizer
-from t2diff_jax.sharding import make_mesh, process_rows, put_batch, put_catalogue
+from t2diff_jax.sharding import batch_sharding, make_mesh, process_rows, put_batch, put_catalogue
 from t2diff_jax.train_state import TrainState, abstract_state, make_state
 from t2diff_jax.train_step import Step, compile_step
 from t2diff_jax.types import Batch, Catalogue, Encoder, Retriever
@@ -28,13 +28,14 @@ class Experiment:
     """The parts. Nothing here is learned; `make_state` draws the initial parameters.
 
     Attributes:
-      catalogue: on the devices, rows over the model axis.
+      log, split: None in a dry run, which makes no batch.
+      catalogue: on the devices, rows over the model axis; in a dry run its shapes.
       tx: the optimiser.
     """
 
     config: Config
-    log: InteractionLog
-    split: Split
+    log: InteractionLog | None
+    split: Split | None
     catalogue: Catalogue
     retriever: Retriever
     mesh: Mesh
@@ -65,10 +66,18 @@ class Experiment:
         """The batch of a 0-based step, on the devices."""
         return put_batch(self.mesh, self.host_batch_at(step))
 
+    def abstract_batch(self, size: int, *, seen: int = 0) -> Batch:
+        """Shapes and shardings of a global batch of so many rows; seen: S where earlier items are excluded, else 0."""
+        features = len(self.retriever.sizes.user_features)
+        forms = batch_forms(Windows.of(self.config), size, features, seen=seen)
+        sharding = batch_sharding(self.mesh)
+        return {name: jax.ShapeDtypeStruct(*form, sharding=sharding) for name, form in forms.items()}
+
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the train state."""
-        return abstract_state(self.mesh, self.catalogue, self.batch_at(0), **self._recipe)
+        batch = self.abstract_batch(self.config.train.batch_size)
+        return abstract_state(self.mesh, self.catalogue, batch, **self._recipe)
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""

@@ -31,7 +31,8 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
     try:
         yield
     except (*_EXPLAINED, jax.errors.JaxRuntimeError) as error:
-        if jax.distributed.is_initialized() and _LOST.search(str(error)):
+        told_by_runtime = isinstance(error, CheckpointError | jax.errors.JaxRuntimeError)
+        if told_by_runtime and jax.distributed.is_initialized() and _LOST.search(str(error)):
             _end_alone(error)
         if not isinstance(error, _EXPLAINED):
             raise

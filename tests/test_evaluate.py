@@ -278,9 +278,9 @@ def test_a_search_at_less_precision_says_what_it_finds(search):
     exact, variables, targets = setup()
     coarse = setup(search=search)[0]
     np.testing.assert_array_equal(*(e.score_targets(variables, targets, 1).ranks for e in (exact, coarse)))
-    assert exact.search_recall(variables, targets, 10) is None
-    found = coarse.search_recall(variables, targets, 10)
     _, ids = coarse.recommend(variables, targets, 10)
+    assert exact.search_recall(variables, targets, ids) is None
+    found = coarse.search_recall(variables, targets, ids)
     best = exact.recommend(variables, targets, 10)[1]
     shares = [np.isin(a[a > 0], b).sum() for a, b in zip(best, ids, strict=True)]
     assert found == pytest.approx(np.sum(shares) / (best > 0).sum()) and found > 0.9

@@ -8,12 +8,17 @@ from t2diff_jax.data.splits import Split
 from t2diff_jax.types import Catalogue, Sizes
 
 
+def table_rows(n_items: int, row_multiple: int) -> int:
+    """R, the rows of an item table: row 0, the items, and empty rows up to a multiple of `row_multiple`."""
+    return -(-(n_items + 1) // row_multiple) * row_multiple
+
+
 def make_catalogue(log: InteractionLog, split: Split, row_multiple: int) -> Catalogue:
     """The catalogue as host arrays, filled up with empty rows to a multiple of `row_multiple`.
 
     Counts are of training behaviours only: what the evaluation targets are must not be known.
     """
-    rows = -(-(log.n_items + 1) // row_multiple) * row_multiple
+    rows = table_rows(log.n_items, row_multiple)
     positions = np.arange(len(log.items)) - np.repeat(log.offsets[:-1], np.diff(log.offsets))
     trains = positions < np.repeat(split.train_end, np.diff(log.offsets))
     counts = np.bincount(log.items[trains], minlength=rows).astype(np.float32)
