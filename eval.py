@@ -5,16 +5,16 @@ python eval.py --config configs/quickstart.py --workdir runs/quickstart
 
 import pathlib
 import re
-import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final
 from t2diff_jax.checkpoint import check_same_model
+from t2diff_jax.command_line import parser
 from t2diff_jax.explain import explained
 from t2diff_jax.writer import say
 
@@ -42,8 +42,6 @@ def main(argv: list[str]) -> None:
     """Restores, evaluates, prints and writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # at the default level the checkpoint library tells every detail
     with explained(on_interrupt="stopped"):
         run(config_lib.from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
 
@@ -64,19 +62,6 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
     say(f"\nwritten to {workdir / name}.json")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser, with what is wrong with the configuration's file or key names told in one line."""
-    try:
-        config_lib.check_overrides(argv)
-        rest = app.parse_flags_with_usage(argv)
-        _CONFIG.value.to_dict()  # a file that is not there shows only now
-    except config_lib.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    except OSError as error:
-        sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")
-    return rest
-
-
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser(_CONFIG))

@@ -7,12 +7,13 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final, loop
+from t2diff_jax.command_line import parser
 from t2diff_jax.dry_run import dry_run
 from t2diff_jax.explain import explained
 from t2diff_jax.provenance import provenance
@@ -35,8 +36,6 @@ def main(argv: list[str]) -> None:
     """Process start-up, then one call each into training and testing."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # at the default level the checkpoint library tells every detail
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with explained(on_interrupt="stopped; the same command goes on from the last checkpoint"):
@@ -62,19 +61,6 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
     say(f"config       {workdir / 'config.json'}, {workdir / 'run.json'}")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser, with what is wrong with the configuration's file or key names told in one line."""
-    try:
-        config_lib.check_overrides(argv)
-        rest = app.parse_flags_with_usage(argv)
-        _CONFIG.value.to_dict()  # a file that is not there shows only now
-    except config_lib.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    except OSError as error:
-        sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")
-    return rest
-
-
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser(_CONFIG))

@@ -10,8 +10,10 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(
         dict(
-            source="synthetic",  # synthetic | movielens | kuairand | table | tfds
-            path="",  # folder of the raw files (table: the log file; tfds: the data_dir); unused by synthetic
+            source="synthetic",  # synthetic | movielens | kuairand | table | tfds | prepared (by prepare.py)
+            # folder of the raw files (table: the log file, or the folder of its files; tfds: the data_dir); unused by
+            # synthetic
+            path="",
             min_user_count=3,  # users with fewer behaviours are dropped (repeated with the next until stable)
             min_item_count=1,  # items with fewer behaviours are dropped
             categories=True,  # item categories enter the model where the log has them
@@ -60,6 +62,13 @@ def get_config() -> ConfigDict:
     config.data.tfds = ConfigDict(dict(name="t2diff_log"))  # t2diff_log (our builder) or a prepared movielens/* dataset
     config.data.synthetic = ConfigDict(
         dict(seed=0, n_users=2000, n_items=1000, categories=12, mean_length=60)  # size of the made log
+    )
+
+    config.prepare = ConfigDict(  # what prepare.py holds in memory beside the ids
+        dict(
+            block_rows=1_000_000,  # rows of a file that are read at a time
+            bucket_rows=8_000_000,  # behaviours that are sorted at a time; a user with more is sorted alone
+        )
     )
 
     config.model = ConfigDict(
@@ -185,6 +194,7 @@ def get_config() -> ConfigDict:
             # What the search for recommendations reads whole: float32 (exact) | bfloat16 | int8 (a scale per row); what
             # these find is scored in float32. Ranks, and with them the metrics, are always exact.
             search="float32",
+            search_recall=1.0,  # below 1: the best are not sorted for but searched by approx_max_k, with this recall
             popularity=True,  # print the popularity baseline beside the model
         )
     )

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from t2diff_jax.config import Config, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.config import ASIDE, Config, ConfigError, differences, from_mapping, resume_conflicts, to_dict
 from t2diff_jax.sharding import fetch_each
 from t2diff_jax.writer import write_json
 
@@ -37,7 +37,7 @@ _REMOVED = "removed"  # steps no longer kept are renamed into this folder before
 _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate another --step"
 _SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
-_NOT_MODEL = ("train.", "eval.", "mesh.", "optim.", "data.path", "diffusion.sampler", "dry_run.")
+_NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -240,8 +240,8 @@ class _KeepSteps:
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    `train.steps`, `eval.*`, `mesh.*`, `dry_run.*`, `train.compilation_cache` and `data.path` may change from start to
-    start; the file follows.
+    `train.steps`, `eval.*`, `mesh.*`, `dry_run.*`, `prepare.*`, `train.compilation_cache` and `data.path` may change
+    from start to start; the file follows.
 
     Raises:
       ConfigError: settings that make another run differ from the stored ones; lists them.
@@ -251,7 +251,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
     path = folder / CONFIG_FILE
     trained = any(child.name.isdigit() for child in (folder / FOLDER).glob("*"))
     if path.exists():
-        old, old_digest = read_config(folder)
+        old, old_digest = read_config(folder, config)
         if conflicts := resume_conflicts(old, config):
             remedy = "set the stored values to go on with that run" if trained else "delete it: it holds no checkpoint"
             raise ConfigError(
@@ -269,8 +269,11 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
         write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
 
 
-def read_config(workdir: str | os.PathLike) -> tuple[Config, str]:
+def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str]:
     """The configuration and the log digest that a workdir was started with.
+
+    Keys of sections that may change from start to start, where an older version did not write them, are those of
+    `config`.
 
     Raises:
       CheckpointError: there is no `config.json`, or it is not what this version writes.
@@ -281,7 +284,8 @@ def read_config(workdir: str | os.PathLike) -> tuple[Config, str]:
         values, log_digest = stored["config"], stored["log_digest"]
         if not (isinstance(values, dict) and isinstance(log_digest, str)):
             raise TypeError("config must be an object and log_digest a string")
-        return from_mapping(values), log_digest
+        aside = {name: to_dict(config)[name] | values.get(name, {}) for name in ASIDE}
+        return from_mapping(values | aside), log_digest
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -298,7 +302,7 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
         the number of drawn intents.
       CheckpointError: the workdir has no readable `config.json`.
     """
-    old, _ = read_config(workdir)
+    old, _ = read_config(workdir, config)
     learned = config.model.slot == "learned" or config.diffusion.noise == "intent"
     free = _NOT_MODEL if learned else _NOT_MODEL + _DRAWN
     differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from t2diff_jax.config_rules import rules
 
+ASIDE = ("prepare", "dry_run", "mesh", "eval")  # sections that may change from start to start
+
 
 class ConfigError(ValueError):
     """A key that does not exist, is missing, or holds a value that cannot be used."""
@@ -70,7 +72,7 @@ class SyntheticConfig:
 class DataConfig:
     """`data`: `configs/base.py` says what each key means."""
 
-    source: typing.Literal["synthetic", "movielens", "kuairand", "table", "tfds"]
+    source: typing.Literal["synthetic", "movielens", "kuairand", "table", "tfds", "prepared"]
     path: str
     min_user_count: int
     min_item_count: int
@@ -96,6 +98,14 @@ class DataConfig:
     table: TableConfig
     tfds: TfdsConfig
     synthetic: SyntheticConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """`prepare`: `configs/base.py` says what each key means."""
+
+    block_rows: int
+    bucket_rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +225,7 @@ class EvalConfig:
     merge: typing.Literal["max", "softmax_mean", "logsumexp"]
     block: int
     search: typing.Literal["float32", "bfloat16", "int8"]
+    search_recall: float
     popularity: bool
 
 
@@ -244,6 +255,7 @@ class Config:
 
     seed: int
     data: DataConfig
+    prepare: PrepareConfig
     model: ModelConfig
     diffusion: DiffusionConfig
     loss: LossConfig
@@ -280,7 +292,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def resume_conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The differences that forbid going on in an old run: all but `train.steps`, evaluation, devices, file places."""
-    free = ("train.steps", "train.compilation_cache", "data.path", "eval.", "mesh.", "dry_run.")
+    free = ("train.steps", "train.compilation_cache", "data.path", *(f"{name}." for name in ASIDE))
     return {k: v for k, v in differences(old, new).items() if not k.startswith(free)}
 
 

@@ -209,6 +209,7 @@ def run_rules(c: "Config") -> Rules:
         (min(intervals) >= 1, "train", "intervals and keep must be at least 1"),
         (min(e.batch_size, e.block, e.noise_keys) >= 1, "eval", "batch_size, block, noise_keys must be at least 1"),
         (len(e.ks) > 0 and min(e.ks) >= 1, "eval.ks", "needs cut-offs of at least 1"),
+        (0 < e.search_recall <= 1, "eval.search_recall", "must be in (0, 1]"),
         (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
         (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
         (o.table_rate > 0, "optim.table_rate", "must be positive"),
@@ -217,6 +218,11 @@ def run_rules(c: "Config") -> Rules:
             min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,
             "optim",
             "warmup, decay_steps, weight_decay and clip_norm must not be negative",
+        ),
+        (
+            min(c.prepare.block_rows, c.prepare.bucket_rows) >= 1,
+            "prepare",
+            "block_rows and bucket_rows must be positive",
         ),
         (c.dry_run.items >= 1, "dry_run.items", "must be at least 1"),
         (

@@ -73,10 +73,11 @@ class Evaluator:
         return scores[: len(targets)], ids[: len(targets)]
 
     def search_recall(self, variables: Variables, targets: Targets, found: np.ndarray) -> float | None:
-        """Share of the true k best items among those found, ids [n, k]; None where `eval.search` is exact."""
-        if self.config.search == "float32":
+        """Share of the true k best items among those found, ids [n, k]; None where the search is exact."""
+        exact_config = dataclasses.replace(self.config, search="float32", search_recall=1.0)
+        if self.config == exact_config:
             return None
-        exact = dataclasses.replace(self, config=dataclasses.replace(self.config, search="float32"))
+        exact = dataclasses.replace(self, config=exact_config)
         _, best = exact.recommend(variables, targets, found.shape[1])
         hits = (found[:, :, None] == best[:, None]).any(axis=1) & (best > 0)
         return float(hits.sum() / (best > 0).sum())
@@ -236,7 +237,7 @@ class Evaluator:
     def _recommend(self):
         def recommend(variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array, k: int):
             users = self._encode(variables, catalogue, batch, key)
-            return top_k(users, table, k, merge=self.config.merge, mesh=self.mesh)
+            return top_k(users, table, k, merge=self.config.merge, mesh=self.mesh, found=self.config.search_recall)
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
         return jax.jit(recommend, static_argnums=5, in_shardings=placed, out_shardings=replicated(self.mesh))
@@ -311,7 +312,8 @@ def report(
     }
     again = targets.first(_SEARCHED_AGAIN), recommended[:_SEARCHED_AGAIN]
     if (found := evaluator.search_recall(variables, *again)) is not None:
-        result["search"] = {"dtype": evaluator.config.search, "k": k, "found": found}
+        how = {"dtype": evaluator.config.search, "recall": evaluator.config.search_recall}
+        result["search"] = {**how, "k": k, "found": found}
     if (quality := evaluator.slot_quality(variables, targets)) is not None:
         result["slot"] = summarise_slot(quality, targets, ks)
     if not warm.all():

@@ -75,7 +75,8 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
     slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
     tail = f"\n{cold:,} further targets have no history; see metrics_without_history in the result" if cold else ""
     search = result.get("search")
-    searched = f"\nsearch in {search['dtype']}: {search['found']:.2%} of the top {search['k']}" if search else ""
+    how = f"{search['dtype']}{', approximate' if search['recall'] < 1 else ''}" if search else ""
+    searched = f"\nsearch in {how}: {search['found']:.2%} of the top {search['k']}" if search else ""
     speed = f"\n\nuser tower: {result['milliseconds_per_user']:.3f} ms per user"
     return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{searched}{tail}"
 

@@ -17,17 +17,17 @@ PARTS = [
     {"retrieval", "optim", "negatives", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
     {"experiment"},
-    {"loop", "final", "explain", "results", "dry_run"},
-    {"train", "eval"},
+    {"loop", "final", "explain", "results", "dry_run", "command_line"},
+    {"train", "eval", "prepare"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}
 # What a part may import of the package, where that is less than its layer and the lower ones.
 NARROWER = {"diffusion": {"diffusion"}, "nn": {"types", "config", "rng", "diffusion", "nn"}}
 # Outside packages that only these parts may import.
-OWNERS = {"flax": {"nn", "models"}, "orbax": {"checkpoint"}, "absl": {"train", "eval"}}
+OWNERS = {"flax": {"nn", "models"}, "orbax": {"checkpoint"}, "absl": {"train", "eval", "prepare", "command_line"}}
 # Heavy or optional packages: imported inside functions only, or in a module that is itself imported so.
-LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX", "matplotlib"}
-LAZY_MODULES = {"t2diff_jax.data.sources.tfds_builder"}
+LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX", "matplotlib", "apache_beam"}
+LAZY_MODULES = {"t2diff_jax.data.sources.tfds_builder", "t2diff_jax.data.beam_pipeline"}
 MESH_BUILDERS = {"jax.make_mesh", "jax.sharding.Mesh", "jax.sharding.AbstractMesh", "jax.interpreters.pxla.Mesh"}
 
 
@@ -125,8 +125,8 @@ def undocumented(module, source):
 
 
 def modules():
-    """Module name -> source of the package and the two commands."""
-    files = [*(ROOT / PACKAGE).rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"]
+    """Module name -> source of the package and the commands."""
+    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / f"{name}.py" for name in sorted(PARTS[-1]))]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
     return {name: path.read_text() for path, name in names.items()}
 
@@ -161,7 +161,7 @@ def test_every_part_of_the_picture_exists():
         ("t2diff_jax.diffusion.process", "import flax.linen as nn", "only models and nn import flax"),
         ("t2diff_jax.evaluate", "from flax import linen", "only models and nn import flax"),
         ("t2diff_jax.loop", "def f():\n    import orbax.checkpoint", "only checkpoint import orbax"),
-        ("t2diff_jax.loop", "from absl import logging", "only eval and train import absl"),
+        ("t2diff_jax.loop", "from absl import logging", "only command_line and eval and prepare and train import absl"),
         ("t2diff_jax.final", "import train", "imports train"),
         ("t2diff_jax.config", "from configs import base", "imports configs"),
         ("t2diff_jax.data.log", "from . import splits", "relative import"),

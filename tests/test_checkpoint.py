@@ -416,11 +416,11 @@ def test_digest_against_a_naive_sum_and_sign_swaps():
 def test_workdir_is_claimed_and_read_back(tmp_path):
     config, workdir = _base_config(), tmp_path / "new" / "run"
     checkpoint.open_workdir(workdir, config, "log")
-    assert checkpoint.read_config(workdir) == (config, "log")
+    assert checkpoint.read_config(workdir, config) == (config, "log")
     checkpoint.open_workdir(workdir, config, "log")
     longer = _changed(config, train__steps=9999, eval__noise_keys=2)
     checkpoint.open_workdir(workdir, longer, "log")
-    assert checkpoint.read_config(workdir) == (longer, "log")
+    assert checkpoint.read_config(workdir, config) == (longer, "log")
     assert [child.name for child in workdir.iterdir()] == ["config.json"]
 
 
@@ -476,7 +476,7 @@ def test_an_unreadable_config_is_an_error_and_stays(tmp_path, text):
     before = path.read_bytes()
     for call in (
         lambda: checkpoint.open_workdir(tmp_path, _base_config(), "log"),
-        lambda: checkpoint.read_config(tmp_path),
+        lambda: checkpoint.read_config(tmp_path, _base_config()),
         lambda: checkpoint.check_same_model(tmp_path, _base_config()),
     ):
         with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*--workdir"):
@@ -486,7 +486,7 @@ def test_an_unreadable_config_is_an_error_and_stays(tmp_path, text):
 
 def test_a_missing_config_is_an_error_where_one_is_needed(tmp_path):
     with pytest.raises(CheckpointError, match="no run was started"):
-        checkpoint.read_config(tmp_path / "nowhere")
+        checkpoint.read_config(tmp_path / "nowhere", _base_config())
     with _open(tmp_path, read_only=True) as checkpointer:
         assert checkpointer.steps() == []
     assert list(tmp_path.iterdir()) == []

@@ -156,6 +156,9 @@ RULES = [
     ("diffusion.samples", {"loss.label_smoothing": 0.1, "diffusion.samples": 2}),
     ("diffusion.samples", {"loss.label_smoothing": 0.1, "model.name": "sasrec", "model.vectors": 2}),
     ("diffusion.noise", {"diffusion.noise": "intent"}),
+    ("eval.search_recall", {"eval.search_recall": 0.0}),
+    ("eval.search_recall", {"eval.search_recall": 1.5}),
+    ("prepare", {"prepare.bucket_rows": 0}),
     ("dry_run.items", {"dry_run.items": 0}),
     ("dry_run", {"dry_run.categories_per_item": 0}),
     ("dry_run", {"dry_run.seen": -1}),
@@ -241,7 +244,7 @@ def test_round_trip_through_json():
 def test_differences_and_resume_conflicts():
     old = from_mapping(base.get_config())
     free = {"train.steps": 9, "eval.batch_size": 7, "eval.select": "recall@10", "data.path": "/elsewhere"}
-    free |= {"mesh.model": 2, "dry_run.items": 5}
+    free |= {"mesh.model": 2, "dry_run.items": 5, "prepare.block_rows": 5}
     bound = {"seed": 1, "train.batch_size": 8, "data.window": 60, "data.movielens.min_rating": 4.0}
     new = from_mapping(values(free | bound))
     assert differences(old, old) == {}

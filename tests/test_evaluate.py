@@ -272,11 +272,11 @@ def test_recommendations_text():
     assert "last:  0; 1; 3; 4; 5" in bare and "2.  6   <- next" in bare
 
 
-@pytest.mark.parametrize("search", ["bfloat16", "int8"])
+@pytest.mark.parametrize("search", [{"search": "bfloat16"}, {"search": "int8"}, {"search_recall": 0.5}])
 def test_a_search_at_less_precision_says_what_it_finds(search):
     """Metrics are those of the exact scores; the report tells how many of the best are recommended."""
     exact, variables, targets = setup()
-    coarse = setup(search=search)[0]
+    coarse = setup(**search)[0]
     np.testing.assert_array_equal(*(e.score_targets(variables, targets, 1).ranks for e in (exact, coarse)))
     _, ids = coarse.recommend(variables, targets, 10)
     assert exact.search_recall(variables, targets, ids) is None

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t2diff_jax.data import log as log_module
 from t2diff_jax.data.log import (
     DataError,
     InteractionLog,
@@ -15,6 +16,7 @@ from t2diff_jax.data.log import (
     attach_content,
     build_log,
     surviving_rows,
+    time_order,
 )
 
 
@@ -222,3 +224,30 @@ def test_content_file_missing_or_ids_not_numbers(tmp_path):
         attach_content(build([1], [2], [1]), str(tmp_path / "nowhere.npy"))
     with pytest.raises(DataError, match=r"ids of log toy are strings; renumber"):
         attach_content(build([1], ["a"], [1]), save(tmp_path / "c.npy", np.zeros((3, 2))))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), max_size=30), st.sampled_from([1, 2**40, 2**60]))
+@settings(deadline=None)
+def test_time_order_is_that_of_a_stable_sort(rows, scale):
+    user = np.array([u for u, _ in rows], np.int64)
+    times = np.array([t * scale for _, t in rows], np.int64)
+    assert time_order(user, times).tolist() == sorted(range(len(rows)), key=lambda i: (user[i], times[i]))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_passes_over_all_rows(monkeypatch, size):
+    monkeypatch.setattr(log_module, "BLOCK", size)
+    log = build([3, 1, 1, 2, 1, 3, 3, 3], [5, 6, 7, 5, 5, 8, 9, 5], [1, 2, 3, 4, 5, 6, 7, 8])
+    blocks = list(log.blocks())
+    assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == list(range(8))
+    assert np.concatenate([user for _, user in blocks]).tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert all(len(user) == rows.stop - rows.start <= size for rows, user in blocks)
+    whole = dataclasses.replace(log)
+    for fall in (1, 2, 5, 7):
+        times = log.times.copy()
+        times[fall] = -1
+        with pytest.raises(DataError, match="field times: must not fall within a user"):
+            dataclasses.replace(whole, times=times)
+    times = log.times.copy()
+    times[[3, 4]] = -5  # first of their users
+    dataclasses.replace(whole, times=times)

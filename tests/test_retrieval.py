@@ -8,7 +8,7 @@ import reference_data as reference
 from jax.sharding import AxisType, Mesh
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.retrieval import Users, block_table, score_targets, top_k
+from t2diff_jax.retrieval import Users, block_table, score_targets, top_k, top_k_from_disk
 from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
 
 MERGES = ("max", "softmax_mean", "logsumexp")
@@ -406,3 +406,49 @@ def test_top_k_where_most_items_tie(n_items, k):
         args = dict(n_items=n_items, block=64, merge="max", parts=parts)
         _, ids = run_top_k(np.array([[[1.0, 0.0]]], np.float32), mask, table, None, k, **args)
         np.testing.assert_array_equal(ids[0], np.pad(order, (0, k - len(order))))
+
+
+def test_an_approximate_search_has_exact_scores_of_what_it_finds():
+    """On this device the approximation may be exact; what is found is in order, and scored exactly."""
+    n_items, k = 3000, 20
+    query, mask, table, _, _ = case(n_items=n_items, users=40, vectors=1, width=16, excluded=False)
+    users, cut = Users(jnp.array(query), jnp.array(mask), None), block_jit(table, n_items, 512)
+    approximate = jax.jit(top_k, static_argnames=("k", "merge", "found"))
+    assert "approx" in approximate.lower(users, cut, k=k, merge="max", found=0.9).as_text().lower()
+    assert "approx" not in approximate.lower(users, cut, k=k, merge="max", found=1.0).as_text().lower()
+    scores, ids = approximate(users, cut, k=k, merge="max", found=0.9)
+    np.testing.assert_allclose(scores, np.take_along_axis(query[:, 0] @ table.T, np.asarray(ids), 1), rtol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all() and (ids > 0).all()
+    exact = np.asarray(top_k_jit(users, cut, k, merge="max")[1])
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, np.asarray(ids), strict=True)]) > 0.8
+
+
+# --- a table on disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [50, 64, 333, 5000])
+@pytest.mark.parametrize(
+    ("merge", "vectors", "excluded"), [("max", 1, True), ("logsumexp", 3, True), ("max", 2, False)]
+)
+def test_a_table_on_disk_is_searched_as_one_in_memory(tmp_path, rows, merge, vectors, excluded):
+    n_items, k = 1000, 25
+    query, mask, table, _, out = case(n_items=n_items, users=9, vectors=vectors, width=8, excluded=excluded)
+    table = table[: n_items + 1].copy()
+    table[200:230] = table[400:430] = table[7]  # ties across lots: the smaller id first
+    np.save(tmp_path / "items.npy", table)
+    mapped = np.load(tmp_path / "items.npy", mmap_mode="r")
+    users = Users(jnp.array(query), jnp.array(mask), None if out is None else jnp.array(out))
+    scores, ids = top_k_from_disk(users, mapped, k, merge=merge, rows=rows, block=128)
+    expected = top_k_jit(users, block_jit(jnp.array(table), n_items, 128), k, merge=merge)
+    np.testing.assert_array_equal(ids, expected[1])
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_table_on_disk_with_fewer_items_than_wanted(tmp_path):
+    table = np.arange(8, dtype=np.float16).reshape(4, 2)
+    users = Users(jnp.ones((1, 1, 2)), jnp.ones((1, 1), bool), jnp.array([[2]]))
+    scores, ids = top_k_from_disk(users, table, 5, merge="max", rows=2, block=16)
+    assert ids.tolist() == [[3, 1, 0, 0, 0]] and scores[0, :2].tolist() == [13.0, 5.0]
+    assert np.isneginf(scores[0, 2:]).all()
+    with pytest.raises(ValueError, match="softmax_mean reads the whole table twice"):
+        top_k_from_disk(users, table, 5, merge="softmax_mean", rows=2, block=16)

@@ -3,10 +3,23 @@
 import numpy as np
 import pytest
 from data_files import data_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy import make_log, random_log
 
+from t2diff_jax.data import log as log_module
+from t2diff_jax.data import splits as splits_module
 from t2diff_jax.data.log import DataError
-from t2diff_jax.data.splits import Split, Targets, leave_one_out, make_split, random_targets, temporal, user_holdout
+from t2diff_jax.data.splits import (
+    Split,
+    Targets,
+    leave_one_out,
+    make_split,
+    random_targets,
+    temporal,
+    time_quantile,
+    user_holdout,
+)
 
 
 def pairs(targets):
@@ -69,7 +82,31 @@ def test_temporal_puts_equal_times_on_one_side():
     assert pairs(split.test) == [(2, 1)]
 
 
+def test_cuts_in_passes_over_blocks_of_rows_are_the_same(monkeypatch):
+    log = random_log(0)
+    whole = temporal(log, 0.6, 0.8)
+    monkeypatch.setattr(log_module, "BLOCK", 7)
+    parts = temporal(log, 0.6, 0.8)
+    assert pairs(parts.validation) == pairs(whole.validation) and pairs(parts.test) == pairs(whole.test)
+    np.testing.assert_array_equal(parts.train_end, whole.train_end)
+
+
+@given(st.lists(st.integers(-(2**40), 2**40) | st.integers(0, 3), min_size=1, max_size=40), st.floats(0, 1))
+@settings(deadline=None)
+def test_the_quantile_is_that_of_numpy(times, q):
+    log = make_log([[1] * len(times)], [sorted(times)])
+    assert time_quantile(log, q) == np.quantile(log.times, q)
+
+
 # --- user_holdout ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_positions_drawn_for_some_users_at_a_time_are_the_same(monkeypatch, size):
+    log, users = random_log(3), np.arange(1, 20)
+    whole = random_targets(log, users, 5, 3, np.random.default_rng(0))
+    monkeypatch.setattr(splits_module, "BLOCK", size)
+    assert pairs(random_targets(log, users, 5, 3, np.random.default_rng(0))) == pairs(whole)
 
 
 def holdout(log, seed=0, **changes):

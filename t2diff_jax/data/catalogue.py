@@ -19,10 +19,11 @@ def make_catalogue(log: InteractionLog, split: Split, row_multiple: int) -> Cata
     Counts are of training behaviours only: what the evaluation targets are must not be known.
     """
     rows = table_rows(log.n_items, row_multiple)
-    positions = np.arange(len(log.items)) - np.repeat(log.offsets[:-1], np.diff(log.offsets))
-    trains = positions < np.repeat(split.train_end, np.diff(log.offsets))
-    counts = np.bincount(log.items[trains], minlength=rows).astype(np.float32)
-    return Catalogue(counts, _fill(log.categories, rows), _fill(log.content, rows), log.n_items)
+    counts, ends = np.zeros(rows, np.int64), log.offsets[:-1] + split.train_end
+    for block, users in log.blocks():
+        items = log.items[block][np.arange(block.start, block.stop) < ends[users]]
+        np.add.at(counts, items, 1)
+    return Catalogue(counts.astype(np.float32), _fill(log.categories, rows), _fill(log.content, rows), log.n_items)
 
 
 def make_sizes(log: InteractionLog, catalogue: Catalogue, config: Config) -> Sizes:

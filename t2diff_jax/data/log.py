@@ -1,9 +1,13 @@
 """The interaction log: one columnar, validated structure that every source produces."""
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
+
+BLOCK = 1 << 22  # rows of a pass over all behaviours: the columns may lie in files larger than memory
 
 
 class DataError(ValueError):
@@ -94,8 +98,20 @@ class InteractionLog:
         """N, without the padding row."""
         return len(self.item_ids) - 1
 
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All behaviours in passes of bounded memory: rows as a slice, and int32 [rows of it] the user of each."""
+        for start in range(0, len(self.items), BLOCK):
+            stop = min(start + BLOCK, len(self.items))
+            first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
+            counts = np.diff(np.clip(self.offsets[first : last + 2], start, stop))
+            yield slice(start, stop), np.repeat(np.arange(first, last + 1, dtype=np.int32), counts)
+
     def digest(self) -> str:
         """SHA-256 (hex) of everything but the name: equal if and only if a run would see the same data."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         sha = hashlib.sha256()
         for field in dataclasses.fields(self):
             if field.name == "name":
@@ -103,7 +119,8 @@ class InteractionLog:
             value = getattr(self, field.name)
             sha.update(f"{field.name}:{np.shape(value) if value is not None else None};".encode())
             if value is not None:
-                sha.update(_bytes(np.asarray(value)))
+                for part in _bytes(np.asarray(value)):
+                    sha.update(part)
         return sha.hexdigest()
 
 
@@ -150,7 +167,7 @@ def build_log(
     user_ids, user = _dense(user_ids, user[rows])
     item_ids, item = _dense(item_ids, item[rows])
     times = times[rows]
-    order = np.lexsort((times, user))
+    order = time_order(user, times)
     offsets = np.zeros(len(user_ids) + 1, np.int64)
     np.cumsum(np.bincount(user), out=offsets[1:])
     placeholder = np.array([-1 if item_ids.dtype.kind == "i" else ""], item_ids.dtype)
@@ -161,8 +178,8 @@ def build_log(
         times=times[order],
         user_ids=user_ids,
         item_ids=np.concatenate([placeholder, item_ids]),
-        **_item_fields(name, item_ids, item_features),
-        **_user_fields(name, user_ids, user_features),
+        **item_fields(name, item_ids, item_features),
+        **user_fields(name, user_ids, user_features),
     )
 
 
@@ -180,6 +197,24 @@ def surviving_rows(user: np.ndarray, item: np.ndarray, min_user_count: int, min_
             break
         rows = rows[keep]
     return rows
+
+
+def time_order(user: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Row numbers [rows] in the order of a log: by user, then by time, ties as they come.
+
+    Args:
+      user: integers >= 0 [rows].
+      times: int64 [rows].
+    """
+    if not len(user):
+        return np.zeros(0, np.int64)
+    low, last = int(times.min()), len(user) - 1
+    time_bits, row_bits = (int(times.max()) - low).bit_length(), last.bit_length()
+    if int(user.max()).bit_length() + time_bits + row_bits > 63:
+        return np.lexsort((times, user))
+    # All three in one number: sorting numbers takes a fraction of the time of a stable sort of their places.
+    key = (user.astype(np.int64) << (time_bits + row_bits)) | ((times - low) << row_bits) | np.arange(len(user))
+    return np.sort(key) & ((1 << row_bits) - 1)
 
 
 def attach_content(log: InteractionLog, path: str) -> InteractionLog:
@@ -240,7 +275,12 @@ def _dense(ids: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[used], (np.cumsum(used) - 1)[codes]
 
 
-def _item_fields(name: str, ids: np.ndarray, table: ItemTable | None) -> dict:
+def item_fields(name: str, ids: np.ndarray, table: ItemTable | None) -> dict:
+    """The fields of a log that describe its items, whose original ids are `ids` [N], ascending.
+
+    Raises:
+      DataError: the table is of other ids or lists one twice.
+    """
     if table is None:
         return {}
     source, target = _matches(name, "item", table.ids, ids)
@@ -254,7 +294,12 @@ def _item_fields(name: str, ids: np.ndarray, table: ItemTable | None) -> dict:
     return fields
 
 
-def _user_fields(name: str, ids: np.ndarray, table: UserTable | None) -> dict:
+def user_fields(name: str, ids: np.ndarray, table: UserTable | None) -> dict:
+    """The fields of a log that describe its users, whose original ids are `ids` [U], ascending.
+
+    Raises:
+      DataError: the table is of other ids or lists one twice.
+    """
     if table is None:
         return {}
     source, target = _matches(name, "user", table.ids, ids)
@@ -287,14 +332,14 @@ def _matches(name: str, field: str, table_ids: np.ndarray, ids: np.ndarray) -> t
     return source, target[source]
 
 
-def _bytes(array: np.ndarray) -> bytes:
+def _bytes(array: np.ndarray) -> Iterator[bytes | memoryview]:
     """Contents of an array, independent of byte order and of the width that strings are stored in."""
     if array.dtype.kind == "U":
-        return "\0".join(array.ravel().tolist()).encode()
-    return (
-        array.dtype.newbyteorder("<").str.encode()
-        + np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-    )
+        yield "\0".join(array.ravel().tolist()).encode()
+    else:
+        order = array.dtype.newbyteorder("<")
+        yield order.str.encode()
+        yield np.ascontiguousarray(array, order).reshape(-1).view(np.uint8).data  # a view: a column may be on disk
 
 
 def _faults(log: InteractionLog):
@@ -311,11 +356,8 @@ def _faults(log: InteractionLog):
         yield "times", f"{len(log.times)} times for {rows} behaviours"
     if rows and (log.items.min() < 1 or log.items.max() >= items):
         yield "items", f"item ids must lie in 1..{items - 1}"
-    if rows:
-        starts = np.zeros(rows, bool)
-        starts[log.offsets[:-1][log.offsets[:-1] < rows]] = True
-        if (np.diff(log.times) < 0)[~starts[1:]].any():
-            yield "times", "must not fall within a user"
+    if any(_falls(log, start) for start in range(0, rows, BLOCK)):
+        yield "times", "must not fall within a user"
     for field, expected in (("titles", items), ("categories", items), ("content", items), ("user_features", users)):
         value = getattr(log, field)
         if value is not None and len(value) != expected:
@@ -324,3 +366,10 @@ def _faults(log: InteractionLog):
         yield "categories", f"id {log.categories.max()} is beyond the {len(log.category_names)} names"
     if log.user_features is not None and (log.user_features >= np.array(log.user_feature_sizes, np.int64)).any():
         yield "user_features", "a value reaches its feature's size"
+
+
+def _falls(log: InteractionLog, start: int) -> bool:
+    """Whether time falls within a user in a block, or on to the first row of the next one."""
+    times = log.times[start : start + BLOCK + 1]
+    later = np.flatnonzero(times[1:] < times[:-1]) + start + 1
+    return bool((log.offsets[np.searchsorted(log.offsets, later)] != later).any())

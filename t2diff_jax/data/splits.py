@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from t2diff_jax.config import DataConfig
-from t2diff_jax.data.log import DataError, InteractionLog
+from t2diff_jax.data.log import BLOCK, DataError, InteractionLog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,36 @@ def leave_one_out(log: InteractionLog) -> Split:
 
 def temporal(log: InteractionLog, validation_cut: float, test_cut: float) -> Split:
     """Two global cuts in time: a behaviour from the first cut on is a target, with all earlier ones as its history."""
-    first, second = (np.quantile(log.times, q) for q in (validation_cut, test_cut))
-    users = np.repeat(np.arange(log.n_users, dtype=np.int32), np.diff(log.offsets))
-    positions = (np.arange(len(log.items)) - log.offsets[users]).astype(np.int32)
-    train_end = np.bincount(users[log.times < first], minlength=log.n_users)
-    sides = [(log.times >= first) & (log.times < second), log.times >= second]
-    return Split(train_end, *(Targets(users[side], positions[side]) for side in sides))
+    first, second = (time_quantile(log, q) for q in (validation_cut, test_cut))
+    train_end, sides = np.zeros(log.n_users, np.int64), ([], [])
+    for rows, users in log.blocks():
+        times = log.times[rows]
+        train_end += np.bincount(users[times < first], minlength=log.n_users)
+        for side, low, high in zip(sides, (first, second), (second, np.inf), strict=True):
+            at = np.flatnonzero((times >= low) & (times < high))
+            side.append((users[at], (at + rows.start - log.offsets[users[at]]).astype(np.int32)))
+    return Split(train_end, *(Targets(*map(np.concatenate, zip(*side, strict=True))) for side in sides))
+
+
+def time_quantile(log: InteractionLog, q: float) -> float:
+    """`numpy.quantile(log.times, q)` in passes of bounded memory."""
+    place = q * (len(log.times) - 1)
+    around = [_order_statistic(log, rank) for rank in (int(place), min(int(place) + 1, len(log.times) - 1))]
+    return float(np.quantile(around, place - int(place)))
+
+
+def _order_statistic(log: InteractionLog, rank: int) -> int:
+    """The time of 0-based rank `rank`, found 16 bits a pass: each counts times by the next bits of what is left."""
+    low, span = int(log.times.min()), int(log.times.max()) - int(log.times.min())
+    for shift in range((max(span.bit_length(), 1) - 1) // 16 * 16, -1, -16):
+        counts = np.zeros(1 << 16, np.int64)
+        for rows, _ in log.blocks():
+            digit = (log.times[rows] - low) >> shift
+            counts += np.bincount(digit[(digit >= 0) & (digit < 1 << 16)], minlength=1 << 16)
+        digit = int(np.searchsorted(np.cumsum(counts), rank, side="right"))
+        rank -= int(counts[:digit].sum())
+        low += digit << shift
+    return low
 
 
 def random_targets(
@@ -97,11 +121,23 @@ def random_targets(
     counts = np.diff(log.offsets)[users]
     users, counts = users[counts >= 2], counts[counts >= 2]
     low = np.maximum(np.minimum(first, counts - 1), 1)
-    sizes = counts - low
+    ends = np.cumsum(counts - low)
+    # Some users at a time: the sides of a large log hold too many positions for one shuffle.
+    cuts = np.unique(np.searchsorted(ends, np.arange(BLOCK, ends[-1] if len(ends) else 0, BLOCK)))
+    groups = zip(*(np.split(column, cuts) for column in (users, low, counts)), strict=True)
+    chosen = [_choose(*group, per_user, generator) for group in groups]
+    return Targets(*(np.concatenate(column).astype(np.int32) for column in zip(*chosen, strict=True)))
+
+
+def _choose(
+    users: np.ndarray, low: np.ndarray, ends: np.ndarray, per_user: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Users and positions: of each user up to `per_user` of low..end - 1."""
+    sizes = ends - low
     row = np.repeat(np.arange(len(users)), sizes)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    position = np.arange(sizes.sum()) - np.repeat(starts - low, sizes)
+    starts = np.cumsum(sizes) - sizes
+    position = np.arange(len(row)) - np.repeat(starts - low, sizes)
     shuffled = np.lexsort((generator.random(len(row)), row))
     place = np.arange(len(row)) - starts[row]
     chosen = np.sort(shuffled[place < per_user])
-    return Targets(users[row[chosen]].astype(np.int32), position[chosen].astype(np.int32))
+    return users[row[chosen]], position[chosen]

@@ -4,6 +4,8 @@ import dataclasses
 
 from t2diff_jax.config import DataConfig
 from t2diff_jax.data.log import InteractionLog, attach_content
+from t2diff_jax.data.parts import Parts
+from t2diff_jax.data.prepared import load_prepared
 
 
 def load_log(config: DataConfig) -> InteractionLog:
@@ -19,6 +21,25 @@ def load_log(config: DataConfig) -> InteractionLog:
     if not config.user_features:
         log = dataclasses.replace(log, user_features=None, user_feature_names=(), user_feature_sizes=())
     return attach_content(log, config.content) if config.content else log
+
+
+def open_parts(config: DataConfig) -> Parts | None:
+    """The files of the configured source where they can be read in parts; None where the whole is read at once.
+
+    Raises:
+      DataError: files missing or not those of one log.
+    """
+    match config.source:
+        case "kuairand":
+            from t2diff_jax.data.sources.kuairand import kuairand_parts
+
+            return kuairand_parts(config)
+        case "table":
+            from t2diff_jax.data.sources.table import table_parts
+
+            return table_parts(config)
+        case _:
+            return None
 
 
 def _read(config: DataConfig) -> InteractionLog:
@@ -44,5 +65,7 @@ def _read(config: DataConfig) -> InteractionLog:
             from t2diff_jax.data.sources.tfds import load_tfds
 
             return load_tfds(config)
+        case "prepared":
+            return load_prepared(config)
         case _:
             raise ValueError(f"data.source: {config.source!r} is not a source")

@@ -1,8 +1,7 @@
 """MovieLens: 100K (u.data), 1M (ratings.dat) and the later releases (ratings.csv), as unpacked from their archives."""
 
-import pathlib
-
 import numpy as np
+from etils import epath
 
 from t2diff_jax.config import DataConfig
 from t2diff_jax.data.log import DataError, InteractionLog, ItemTable, UserTable, build_log
@@ -64,18 +63,18 @@ def load_movielens(config: DataConfig) -> InteractionLog:
     )
 
 
-def _ratings_100k(path: pathlib.Path) -> text.TextTable:
+def _ratings_100k(path: epath.Path) -> text.TextTable:
     columns = ("user id", "item id", "rating", "timestamp")
     return text.read_text(path, separator="\t", columns=columns, header=False, quoted=False, blanks=True)
 
 
-def _movies_dat(folder: pathlib.Path) -> ItemTable:
+def _movies_dat(folder: epath.Path) -> ItemTable:
     path = folder / "movies.dat"
     lines = _side_lines(path, "::", ("MovieID", "Title", "Genres"))
     return _item_table(path, [r[0] for r in lines], [r[1] for r in lines], [r[2] for r in lines], None)
 
 
-def _u_item(folder: pathlib.Path) -> ItemTable:
+def _u_item(folder: epath.Path) -> ItemTable:
     path = folder / "u.item"
     fields = ("movie id", "movie title", "release date", "video release date", "IMDb URL", *GENRES_100K)
     lines = _side_lines(path, "|", fields)
@@ -83,33 +82,33 @@ def _u_item(folder: pathlib.Path) -> ItemTable:
     return _item_table(path, [r[0] for r in lines], [r[1] for r in lines], genres, GENRES_100K[1:])
 
 
-def _movies_csv(folder: pathlib.Path) -> ItemTable:
+def _movies_csv(folder: epath.Path) -> ItemTable:
     path = text.existing(folder / "movies.csv", "copy it from the archive that ratings.csv came from")
     movies = text.read_text(path, separator=",", columns=("movieId", "title", "genres"), header=True, quoted=True)
     categories, names = features.encode_categories(text.strings(movies, "genres"), "|", names=None, ignore=NO_GENRE)
     return ItemTable(text.integers(movies, "movieId"), text.strings(movies, "title"), categories, names)
 
 
-def _users_dat(folder: pathlib.Path) -> UserTable:
+def _users_dat(folder: epath.Path) -> UserTable:
     path = folder / "users.dat"
     lines = _side_lines(path, "::", ("UserID", "Gender", "Age", "Occupation", "Zip-code"))
     ages = _side_integers(path, "Age", [r[2] for r in lines])
     return _user_table(path, [r[0] for r in lines], [r[1] for r in lines], ages, [r[3] for r in lines])
 
 
-def _u_user(folder: pathlib.Path) -> UserTable:
+def _u_user(folder: epath.Path) -> UserTable:
     path = folder / "u.user"
     lines = _side_lines(path, "|", ("user id", "age", "gender", "occupation", "zip code"))
     ages = _side_integers(path, "age", [r[1] for r in lines])
     return _user_table(path, [r[0] for r in lines], [r[2] for r in lines], ages, [r[3] for r in lines])
 
 
-def _item_table(path: pathlib.Path, ids: list[str], titles: list[str], genres: list[str], names) -> ItemTable:
+def _item_table(path: epath.Path, ids: list[str], titles: list[str], genres: list[str], names) -> ItemTable:
     categories, names = features.encode_categories(text.to_str_array(genres), "|", names=names, ignore=NO_GENRE)
     return ItemTable(_side_integers(path, "movie id", ids), text.to_str_array(titles), categories, names)
 
 
-def _user_table(path: pathlib.Path, ids: list[str], gender: list[str], ages: np.ndarray, jobs: list[str]) -> UserTable:
+def _user_table(path: epath.Path, ids: list[str], gender: list[str], ages: np.ndarray, jobs: list[str]) -> UserTable:
     groups = np.array(AGE_GROUPS)[np.maximum(np.searchsorted(AGE_GROUPS, ages, side="right") - 1, 0)]
     encoded = features.encode_attributes(
         {"gender": text.to_str_array(gender), "age": groups, "occupation": text.to_str_array(jobs)}
@@ -117,7 +116,7 @@ def _user_table(path: pathlib.Path, ids: list[str], gender: list[str], ages: np.
     return UserTable(_side_integers(path, "user id", ids), *encoded)
 
 
-def _side_lines(path: pathlib.Path, separator: str, fields: tuple[str, ...]) -> list[list[str]]:
+def _side_lines(path: epath.Path, separator: str, fields: tuple[str, ...]) -> list[list[str]]:
     """The lines of movies or users, split. Titles hold single colons, so this is not a job for the columnar reader."""
     text.existing(path, "copy it from the archive that the ratings came from")
     raw = path.read_bytes()
@@ -135,7 +134,7 @@ def _side_lines(path: pathlib.Path, separator: str, fields: tuple[str, ...]) -> 
     return rows
 
 
-def _side_integers(path: pathlib.Path, field: str, values: list[str]) -> np.ndarray:
+def _side_integers(path: epath.Path, field: str, values: list[str]) -> np.ndarray:
     for number, value in enumerate(values, start=1):
         if not value.isdecimal():
             raise DataError(

@@ -1,62 +1,100 @@
 """A user's own log: CSV, TSV or Parquet with one behaviour per row, and optional files of item and user features."""
 
-import pathlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from etils import epath
 
 from t2diff_jax.config import DataConfig, TableConfig
-from t2diff_jax.data.log import DataError, InteractionLog, ItemTable, UserTable, build_log
+from t2diff_jax.data.log import DataError, InteractionLog, ItemTable, UserTable
+from t2diff_jax.data.parts import Behaviours, Parts, load_parts
 from t2diff_jax.data.sources import features, text
 
 _SECONDS = "convert times to unix seconds"
+_KINDS = (".csv", ".tsv", ".parquet")
 
 
 def load_table(config: DataConfig) -> InteractionLog:
-    """Reads the file `config.path` by the columns that `config.table` names.
+    """Reads the file, or the folder of files, `config.path` by the columns that `config.table` names.
 
     Ids are integers or strings; times are unix seconds, of which fractions are cut off. Feature files that are given by
-    a relative path lie beside the log. Features in the log itself are taken from the first row of an item or user.
+    a relative path lie beside the log, or in its folder. Features in the log itself are taken from the first row of an
+    item or user.
 
     Raises:
       DataError: a file or column is missing, a value cannot be read, or an id is listed twice in a feature file.
     """
+    return load_parts(table_parts(config), config)
+
+
+def table_parts(config: DataConfig) -> Parts:
+    """The files of the log that `config.path` and `config.table` describe; those of a folder by name.
+
+    Raises:
+      DataError: there is none, files of several kinds lie side by side, or a feature file of which nothing is used.
+    """
     if not config.path:
         raise DataError("data.path is empty; set it to a .csv, .tsv or .parquet file with one behaviour per row")
+    path = text.existing(config.path, "set data.path to the file of the log, or to the folder of its files")
     keys = config.table
-    path = text.existing(config.path, "set data.path to the file of the log")
-    in_log = [c for c in (keys.category, keys.title) if c and not keys.item_file]
-    in_log += [c for c in keys.user_columns if not keys.user_file]
-    log = _read(path, (keys.user, keys.item, keys.time, *in_log), keys)
-    users, items = text.ids(log, keys.user), text.ids(log, keys.item)
-    return build_log(
+    for file, used, key in (
+        (keys.item_file, keys.category or keys.title, "data.table.category or data.table.title"),
+        (keys.user_file, keys.user_columns or not config.user_features, "data.table.user_columns"),
+    ):
+        if file and not used:
+            raise DataError(f"{file}: no column of it is used; set {key}")
+    files = _files(path, keys) if path.is_dir() else (path,)
+    _check_kind(files[0])
+    return Parts(
         path.stem,
-        users,
-        items,
-        _seconds(log, keys.time),
-        min_user_count=config.min_user_count,
-        min_item_count=config.min_item_count,
-        item_features=_items(path.parent, log, items, keys),
-        user_features=_users(path.parent, log, users, keys) if config.user_features else None,
+        files,
+        functools.partial(_behaviours, keys),
+        functools.partial(_items, path, files, keys),
+        functools.partial(_users, path, files, keys) if config.user_features else _none,
+        f"{path}: empty log, no behaviour in it; check the file",
     )
 
 
-def _read(path: pathlib.Path, columns: Sequence[str], keys: TableConfig) -> text.TextTable:
+def _none(_ids: np.ndarray) -> None:
+    return None
+
+
+def _files(folder: epath.Path, keys: TableConfig) -> tuple[epath.Path, ...]:
+    aside = {folder / file for file in (keys.item_file, keys.user_file) if file}
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _KINDS and path not in aside)
+    kinds = sorted({path.suffix.lower() for path in files})
+    if len(kinds) != 1:
+        found = f"files of the kinds {', '.join(kinds)} side by side" if kinds else f"no file {', '.join(_KINDS)}"
+        raise DataError(f"{folder}: {found}; give one folder of files of one kind")
+    return tuple(files)
+
+
+def _check_kind(path: epath.Path) -> None:
+    if path.suffix.lower() not in _KINDS:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give a .csv, .tsv or .parquet file")
+
+
+def _behaviours(keys: TableConfig, path: epath.Path, rows: int | None) -> Iterator[Behaviours]:
+    for table in _read(path, (keys.user, keys.item, keys.time), keys, rows):
+        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), _seconds(table, keys.time))
+
+
+def _read(path: epath.Path, columns: Sequence[str], keys: TableConfig, rows: int | None) -> Iterator[text.TextTable]:
+    _check_kind(path)
     columns = tuple(dict.fromkeys(columns))
-    match path.suffix.lower():
-        case ".csv":
-            return text.read_text(path, separator=",", columns=columns, header=True, quoted=True)
-        case ".tsv":
-            return text.read_text(path, separator="\t", columns=columns, header=True, quoted=True)
-        case ".parquet":
-            return _read_parquet(path, columns, keys)
-    raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give a .csv, .tsv or .parquet file")
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path, columns, keys, rows)
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    return text.read_blocks(path, rows=rows, separator=separator, columns=columns, header=True, quoted=True)
 
 
-def _read_parquet(path: pathlib.Path, columns: Sequence[str], keys: TableConfig) -> text.TextTable:
+def _read_parquet(
+    path: epath.Path, columns: Sequence[str], keys: TableConfig, rows: int | None
+) -> Iterator[text.TextTable]:
     pl = text.import_polars()
     try:
-        schema = pl.read_parquet_schema(path)
+        schema = pl.read_parquet_schema(str(path))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
@@ -67,11 +105,15 @@ def _read_parquet(path: pathlib.Path, columns: Sequence[str], keys: TableConfig)
             f"{path}: no column {missing[0]!r} among {', '.join(map(repr, schema))}; "
             "rename the column or correct the configured name"
         )
-    frame = pl.read_parquet(path, columns=list(columns))
     lists = [name for name in columns if isinstance(schema[name], pl.List)]
+    frame = pl.scan_parquet(str(path)).select(columns)
     frame = frame.with_columns(pl.col(n).cast(pl.List(pl.String)).list.join(keys.category_separator) for n in lists)
-    frame = frame.select(pl.col(name).cast(pl.String) for name in columns)
-    return text.TextTable(str(path), frame, pl.int_range(1, frame.height + 1, eager=True), unit="row")
+    texts = [name for name in columns if not schema[name].is_integer() or schema[name] == pl.UInt64]
+    frame = frame.with_columns(pl.col(name).cast(pl.String) for name in texts)
+    before = 0
+    for block in text.collect_blocks(frame, rows):
+        yield text.TextTable(str(path), block, pl.int_range(before + 1, before + block.height + 1, eager=True), "row")
+        before += block.height
 
 
 def _seconds(table: text.TextTable, field: str) -> np.ndarray:
@@ -81,49 +123,61 @@ def _seconds(table: text.TextTable, field: str) -> np.ndarray:
     return np.floor(text.floats(table, field, _SECONDS)).astype(np.int64)
 
 
-def _items(folder: pathlib.Path, log: text.TextTable, items: np.ndarray, keys: TableConfig) -> ItemTable | None:
+def _items(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, items: np.ndarray) -> ItemTable | None:
     columns = [c for c in (keys.category, keys.title) if c]
     if not columns:
-        if keys.item_file:
-            raise DataError(f"{keys.item_file}: no column of it is used; set data.table.category or data.table.title")
         return None
-    ids, rows, table = _feature_rows(folder, log, items, keys.item_file, keys.item, columns, keys)
-    titles = text.strings(table, keys.title)[rows] if keys.title else None
+    ids, values = _feature_columns(path, files, items, keys.item_file, keys.item, columns, keys)
+    titles = values[keys.title] if keys.title else None
     categories, names = None, ()
     if keys.category:
-        values = text.strings(table, keys.category)[rows]
-        categories, names = features.encode_categories(values, keys.category_separator, names=None, ignore=())
+        categories, names = features.encode_categories(
+            values[keys.category], keys.category_separator, names=None, ignore=()
+        )
     return ItemTable(ids, titles, categories, names)
 
 
-def _users(folder: pathlib.Path, log: text.TextTable, users: np.ndarray, keys: TableConfig) -> UserTable | None:
+def _users(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, users: np.ndarray) -> UserTable | None:
     if not keys.user_columns:
-        if keys.user_file:
-            raise DataError(f"{keys.user_file}: no column of it is used; set data.table.user_columns")
         return None
-    ids, rows, table = _feature_rows(folder, log, users, keys.user_file, keys.user, keys.user_columns, keys)
-    columns = {name: text.strings(table, name)[rows] for name in keys.user_columns}
-    return UserTable(ids, *features.encode_attributes(columns))
+    ids, values = _feature_columns(path, files, users, keys.user_file, keys.user, keys.user_columns, keys)
+    return UserTable(ids, *features.encode_attributes(values))
 
 
-def _feature_rows(
-    folder: pathlib.Path,
-    log: text.TextTable,
+def _feature_columns(
+    path: epath.Path,
+    files: Sequence[epath.Path],
     log_ids: np.ndarray,
     file: str,
     id_column: str,
     columns: Sequence[str],
     keys: TableConfig,
-) -> tuple[np.ndarray, np.ndarray, text.TextTable]:
-    """The ids, the rows that describe them, and the table they are rows of: the feature file, or else the log."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The ids and, by column, the strings that describe them: of the feature file, or else of the log's first rows."""
     if not file:
-        ids, rows = np.unique(log_ids, return_index=True)
-        return ids, rows, log
+        return _first_rows(files, log_ids, id_column, columns, keys)
+    folder = path if path.is_dir() else path.parent
     path = text.existing(folder / file, "correct data.table.item_file or data.table.user_file, or set it to ''")
-    table = _read(path, (id_column, *columns), keys)
+    (table,) = _read(path, (id_column, *columns), keys, None)
     # The type of the ids is the log's: in a feature file, other ids than numbers may lie beyond the log.
     if log_ids.dtype.kind == "i":
         ids = text.integers(table, id_column, "the ids of the log are whole numbers: use the same ids in both files")
     else:
         ids = text.string_ids(table, id_column)
-    return ids, np.arange(len(ids)), table
+    return ids, {name: text.strings(table, name) for name in columns}
+
+
+def _first_rows(
+    files: Sequence[epath.Path], log_ids: np.ndarray, id_column: str, columns: Sequence[str], keys: TableConfig
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    ids = np.unique(log_ids)
+    missing = np.ones(len(ids), bool)
+    values = {name: np.full(len(ids), "", object) for name in columns}
+    for table in (table for file in files for table in _read(file, (id_column, *columns), keys, None)):
+        found, first = np.unique(text.ids(table, id_column).astype(ids.dtype), return_index=True)
+        at = np.searchsorted(ids, found)
+        new = missing[at]
+        for name in columns:
+            values[name][at[new]] = text.strings(table, name)[first[new]]
+        missing[at] = False
+    return ids, {name: text.to_str_array(column.tolist()) for name, column in values.items()}

@@ -2,11 +2,12 @@
 
 import csv
 import dataclasses
-import pathlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from t2diff_jax.data.log import DataError
 
@@ -18,7 +19,7 @@ class TextTable:
     """Columns of one file, still as text.
 
     Attributes:
-      frame: polars DataFrame of strings.
+      frame: polars DataFrame of strings, or of integers where the file has types.
       lines: polars Series, the line of the file that each row comes from.
       unit: what `lines` counts: "line", or "row" where the file has no lines.
     """
@@ -44,34 +45,48 @@ def import_polars() -> Any:
     return polars
 
 
-def existing(path: str | pathlib.Path, remedy: str) -> pathlib.Path:
+def existing(path: epath.PathLike, remedy: str) -> epath.Path:
     """The path of a file or folder that must be there.
 
     Raises:
       DataError: it is not; `remedy` says what to do.
     """
-    if not pathlib.Path(path).exists():
+    if not epath.Path(path).exists():
         raise DataError(f"{path}: no such file or folder; {remedy}")
-    return pathlib.Path(path)
+    return epath.Path(path)
 
 
-def read_text(
-    path: pathlib.Path,
+def read_text(path: epath.Path, *, blanks: bool = False, **form: Any) -> TextTable:
+    """Reads the named columns of a delimited UTF-8 file as strings, every row of it. `form`: see `read_blocks`.
+
+    Args:
+      blanks: whether a blank also separates; the file is then read into memory first.
+
+    Raises:
+      DataError: as `read_blocks`.
+    """
+    return next(read_blocks(path, blanks=blanks, rows=None, **form))
+
+
+def read_blocks(
+    path: epath.Path,
     *,
+    rows: int | None,
     separator: str,
     columns: Sequence[str],
     header: bool,
     quoted: bool,
     blanks: bool = False,
     keep: Any = None,
-) -> TextTable:
-    """Reads the named columns of a delimited UTF-8 file as strings, every row of it.
+) -> Iterator[TextTable]:
+    """Yields the named columns of a delimited UTF-8 file as strings, so many rows at a time, in the order of the file.
 
     Args:
+      rows: of a block; None: all rows in one block, also if there are none.
       separator: one character, or the same one twice ("::").
       columns: with a header, the columns wanted; without, the names of all fields in order.
       quoted: whether fields may be put in double quotes.
-      blanks: whether a blank also separates; the file is then read into memory first.
+      blanks: whether a blank also separates.
       keep: polars expression over `columns`; rows where it is false are left out as they are read.
 
     Raises:
@@ -82,7 +97,7 @@ def read_text(
     _check_fields(path, fields, separator, columns, header)
     step = len(separator)
     frame = pl.scan_csv(
-        path.read_bytes().replace(b" ", separator.encode()) if blanks else path,
+        path.read_bytes().replace(b" ", separator.encode()) if blanks else str(path),
         separator=separator[0],
         has_header=header,
         infer_schema=False,
@@ -95,22 +110,32 @@ def read_text(
     frame = frame if keep is None else frame.filter(keep)
     frame = frame.select(_LINE, *columns) if step == 1 else frame
     try:
-        # With projection pushed into the reader, polars would pass over lines with too many fields.
-        frame = frame.collect(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
+        for block in collect_blocks(frame, rows):
+            if step > 1:
+                _check_gaps(path, separator, block.drop(_LINE, *columns), block[_LINE])
+            yield TextTable(str(path), block.select(columns), block[_LINE])
     except pl.exceptions.PolarsError as error:
         raise DataError(_unreadable(path, separator, len(fields), quoted, error)) from error
-    if step > 1:
-        _check_gaps(path, separator, frame.drop(_LINE, *columns), frame[_LINE])
-    return TextTable(str(path), frame.select(columns), frame[_LINE])
 
 
-def first_fields(path: pathlib.Path, separator: str, *, quoted: bool, blanks: bool = False) -> list[str]:
+def collect_blocks(frame: Any, rows: int | None) -> Iterator[Any]:
+    """The polars LazyFrame `frame` as DataFrames of so many rows (the last one fewer), in order; None: as one."""
+    pl = import_polars()
+    # With projection pushed into the reader, polars would pass over lines with too many fields.
+    how = dict(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
+    if rows is None:
+        yield frame.collect(**how)
+    else:
+        yield from frame.collect_batches(chunk_size=rows, maintain_order=True, **how)
+
+
+def first_fields(path: epath.Path, separator: str, *, quoted: bool, blanks: bool = False) -> list[str]:
     """The fields of the first line: the column names of a file with a header.
 
     Raises:
       DataError: the file or its first line is empty.
     """
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
+    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", errors="replace") as file:
         line = file.readline().rstrip("\n")
     if not line:
         raise DataError(f"{path}, line 1: empty file or first line; give one row per line")
@@ -144,7 +169,7 @@ def floats(table: TextTable, field: str, remedy: str = "correct or delete the li
 
 def strings(table: TextTable, field: str) -> np.ndarray:
     """A column as strings [rows], missing values as ""."""
-    return to_str_array(table.frame[field].fill_null("").to_list())
+    return to_str_array(table.frame[field].cast(import_polars().String).fill_null("").to_list())
 
 
 def ids(table: TextTable, field: str) -> np.ndarray:
@@ -155,6 +180,8 @@ def ids(table: TextTable, field: str) -> np.ndarray:
     """
     pl = import_polars()
     column = table.frame[field]
+    if column.dtype.is_integer():
+        return string_ids(table, field) if column.null_count() else integers(table, field)
     numbers = column.cast(pl.Int64, strict=False)
     # "007" and "7" are different ids: only the plain form may become a number
     if (numbers.cast(pl.String) == column).fill_null(False).all():
@@ -177,7 +204,7 @@ def to_str_array(values: Sequence[str]) -> np.ndarray:
     return np.array(values, np.str_) if len(values) else np.zeros(0, "U1")
 
 
-def _check_fields(path: pathlib.Path, fields: list[str], separator: str, columns: Sequence[str], header: bool) -> None:
+def _check_fields(path: epath.Path, fields: list[str], separator: str, columns: Sequence[str], header: bool) -> None:
     shown = f"; the separator must be {separator!r}" if len(fields) == 1 else ""
     if header:
         missing = [name for name in columns if name not in fields]
@@ -193,7 +220,7 @@ def _check_fields(path: pathlib.Path, fields: list[str], separator: str, columns
         )
 
 
-def _check_gaps(path: pathlib.Path, separator: str, gaps: Any, lines: Any) -> None:
+def _check_gaps(path: epath.Path, separator: str, gaps: Any, lines: Any) -> None:
     for gap in gaps:
         if gap.null_count() < len(gap):
             row = gap.is_not_null().arg_max()
@@ -213,9 +240,9 @@ def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: s
         )
 
 
-def _unreadable(path: pathlib.Path, separator: str, n_fields: int, quoted: bool, error: Exception) -> str:
+def _unreadable(path: epath.Path, separator: str, n_fields: int, quoted: bool, error: Exception) -> str:
     """What to say of a file that polars refuses: the first line that explains it."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = raw.decode().rstrip("\r\n")

@@ -1,9 +1,9 @@
 """Datasets prepared by tensorflow-datasets, read at random access and without TensorFlow."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from t2diff_jax.config import DataConfig
 from t2diff_jax.data.log import DataError, InteractionLog, ItemTable, UserTable, build_log
@@ -34,7 +34,7 @@ def load_tfds(config: DataConfig) -> InteractionLog:
     return _read_log(builder, config) if name == "t2diff_log" else _read_ratings(builder, config)
 
 
-def _open(data_dir: pathlib.Path, name: str) -> Any:
+def _open(data_dir: epath.Path, name: str) -> Any:
     """The builder of the newest prepared version."""
     try:
         import tensorflow_datasets as tfds
@@ -56,12 +56,12 @@ def _open(data_dir: pathlib.Path, name: str) -> Any:
     return builder
 
 
-def _version(info: pathlib.Path) -> tuple[int, ...]:
+def _version(info: epath.Path) -> tuple[int, ...]:
     return tuple(int(part) if part.isdecimal() else -1 for part in info.parent.name.split("."))
 
 
 def _read_log(builder: Any, config: DataConfig) -> InteractionLog:
-    folder = pathlib.Path(builder.data_dir)
+    folder = epath.Path(builder.data_dir)
     path = text.existing(folder / "catalogue.npz", "write the log again with tfds_builder.write_log")
     with np.load(path, allow_pickle=False) as file:
         known = dict(file)
