@@ -67,7 +67,8 @@ def main() -> None:
 
     cut = jax.jit(block_table, static_argnums=(1, 2), static_argnames="search")
     tables = {search: cut(vectors, args.items, args.block, search=search) for search in ("float32", "bfloat16", "int8")}
-    programs = {"product": (product, "float32"), "ranks": (ranks, "float32")}
+    programs = {"product": (product, "float32"), "ranks": (lambda *args: ranks(*args)[0], "float32")}
+    programs |= {"ranks and log loss": (ranks, "float32")}
     programs |= {f"top k, {search}": (best, search) for search in tables}
     compiled = {name: jax.jit(f).lower(users, tables[search]).compile() for name, (f, search) in programs.items()}
     calls = {name: lambda f=compiled[name], t=tables[search]: f(users, t) for name, (_, search) in programs.items()}

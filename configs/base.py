@@ -140,8 +140,9 @@ def get_config() -> ConfigDict:
             # full softmax: items scored at a time, for catalogues whose [targets, items] does not fit; 0: all at once
             block=0,
             # Shared negatives of a step: so many uniform ones, so many from its own windows; both 0: softmax over the
-            # whole catalogue. From windows alone models collapse: items that are rarely met are never pushed away.
-            negatives=0,
+            # whole catalogue; negatives=-1: as `auto` says. From windows alone models collapse: items that are rarely
+            # met are never pushed away.
+            negatives=-1,
             batch_negatives=0,
             frequency_decay=0.05,  # with batch_negatives: weight of the newest draw in how often an item is drawn
             window_negatives=True,  # with sampled negatives: the window's own items are all negatives of their row
@@ -167,7 +168,7 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off
             # True: a step moves (and decays, averages) only the rows of item tables that its batch names, so that its
-            # cost does not grow with the catalogue; needs drawn negatives
+            # cost does not grow with the catalogue; needs drawn negatives (of loss.negatives=-1 it follows)
             lazy_rows=False,
         )
     )
@@ -196,6 +197,19 @@ def get_config() -> ConfigDict:
             search="float32",
             search_recall=1.0,  # below 1: the best are not sorted for but searched by approx_max_k, with this recall
             popularity=True,  # print the popularity baseline beside the model
+        )
+    )
+    # What loss.negatives=-1 comes to: 0 (the softmax over all items) up to so many items on this kind of device, and
+    # where another setting needs it; else so many negatives and optim.lazy_rows=True.
+    config.auto = ConfigDict(
+        dict(
+            # cpu: with 3,200 targets a step 5,000 items take .9 of the time of drawn ones, 10,000 1.4, 50,000 5.6; with
+            # 256 targets they are even at 20,000 (benchmarks/softmax_crossover.py). gpu, tpu: not measured; a matrix
+            # of 3,200 targets and so many items takes 1 GB
+            full_cpu=10_000,
+            full_gpu=75_000,
+            full_tpu=75_000,
+            negatives=4096,
         )
     )
     config.dry_run = ConfigDict(  # what train.py --dry_run takes the log to be; it reads none

@@ -305,6 +305,7 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
     old, _ = read_config(workdir, config)
     learned = config.model.slot == "learned" or config.diffusion.noise == "intent"
     free = _NOT_MODEL if learned else _NOT_MODEL + _DRAWN
+    free += ("loss.negatives",) if config.loss.negatives == -1 else ()  # settled when the run was started
     differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}
     if differing:
         raise ConfigError(

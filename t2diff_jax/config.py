@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from t2diff_jax.config_rules import rules
 
-ASIDE = ("prepare", "dry_run", "mesh", "eval")  # sections that may change from start to start
+ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval")  # sections that may change from start to start
 
 
 class ConfigError(ValueError):
@@ -180,7 +180,7 @@ class LossConfig:
     @property
     def sampled(self) -> bool:
         """Whether the softmax is over negatives that a step draws, not over the catalogue."""
-        return self.negatives + self.batch_negatives > 0
+        return self.negatives > 0 or self.batch_negatives > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +238,16 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AutoConfig:
+    """`auto`: `configs/base.py` says what each key means."""
+
+    full_cpu: int
+    full_gpu: int
+    full_tpu: int
+    negatives: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DryRunConfig:
     """`dry_run`: `configs/base.py` says what each key means."""
 
@@ -262,6 +272,7 @@ class Config:
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig
+    auto: AutoConfig
     dry_run: DryRunConfig
     mesh: MeshConfig
 
@@ -277,6 +288,25 @@ def from_mapping(values: Mapping[str, Any] | ConfigDict) -> Config:
         if not ok:
             raise ConfigError(f"config.{key}: {message}")
     return config
+
+
+def settled(config: Config, n_items: int, device: str) -> Config:
+    """The configuration with `loss.negatives=-1` replaced by what it comes to; others as they are.
+
+    device: "cpu", "gpu" or "tpu".
+
+    Raises:
+      ConfigError: what it comes to does not go with another setting.
+    """
+    if config.loss.negatives != -1:
+        return config
+    loss = config.loss
+    bound = {"cpu": config.auto.full_cpu, "gpu": config.auto.full_gpu, "tpu": config.auto.full_tpu}[device]
+    needs_all = loss.block > 0 or loss.label_smoothing > 0 or config.diffusion.estimate == "catalogue"
+    drawn = loss.batch_negatives > 0 or (n_items > bound and not needs_all)
+    loss = dataclasses.replace(loss, negatives=config.auto.negatives if drawn else 0)
+    optim = dataclasses.replace(config.optim, lazy_rows=drawn)
+    return from_mapping(to_dict(dataclasses.replace(config, loss=loss, optim=optim)))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -182,7 +182,8 @@ def loss_rules(c: "Config") -> Rules:
             "loss.block",
             "needs diffusion.estimate=vector: the other has a matrix of all targets and items of its own",
         ),
-        (c.loss.negatives >= 0, "loss.negatives", "must not be negative"),
+        (c.loss.negatives >= -1, "loss.negatives", "must be at least 0, or -1 for what `auto` says"),
+        (c.auto.negatives >= 1, "auto.negatives", "must be at least 1"),
         (c.loss.batch_negatives >= 0, "loss.batch_negatives", "must not be negative"),
         (0 < c.loss.frequency_decay <= 1, "loss.frequency_decay", "must be in (0, 1]"),
         (
@@ -213,7 +214,11 @@ def run_rules(c: "Config") -> Rules:
         (e.select in metric_names(e.ks), "eval.select", f"must be one of {', '.join(metric_names(e.ks))}"),
         (o.learning_rate > 0 and 0 <= o.ema < 1, "optim", "learning_rate must be positive and ema in [0, 1)"),
         (o.table_rate > 0, "optim.table_rate", "must be positive"),
-        (not o.lazy_rows or c.loss.sampled, "optim.lazy_rows", "needs loss.negatives or loss.batch_negatives"),
+        (
+            not o.lazy_rows or c.loss.sampled or c.loss.negatives == -1,
+            "optim.lazy_rows",
+            "needs loss.negatives or loss.batch_negatives",
+        ),
         (
             min(o.warmup, o.decay_steps, o.weight_decay, o.clip_norm) >= 0,
             "optim",

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t2diff_jax.config import Config, ConfigError
+from t2diff_jax.config import Config, ConfigError, settled
 from t2diff_jax.data.catalogue import table_rows
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.models import build_retriever
@@ -112,6 +112,8 @@ def find_devices(topology: str) -> list[Any]:
 
 def compile_programs(config: Config, mesh: Mesh, *, only_lower: bool) -> Iterator[Program]:
     """The training step and the programs of an evaluation, each as it is done."""
+    device = "gpu" if only_lower else mesh.devices.flat[0].platform
+    config = settled(config, config.dry_run.items, device)
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
     yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower)

@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from t2diff_jax.config import Config
+from t2diff_jax.config import Config, settled
 from t2diff_jax.data.batches import TrainingOrder, Windows, batch_forms, make_batch_at
 from t2diff_jax.data.catalogue import make_catalogue, make_sizes
 from t2diff_jax.data.log import InteractionLog
@@ -43,10 +43,12 @@ class Experiment:
 
     def summary(self) -> str:
         """Two lines on what runs where."""
-        log, devices = self.log, jax.devices()
+        log, devices, loss = self.log, jax.devices(), self.config.loss
+        drawn = " and ".join(f"{n:,} {of}" for n, of in ((loss.negatives, "drawn"), (loss.batch_negatives, "met")) if n)
+        softmax = f"{drawn} negatives" if loss.sampled else "all items"
         return (
             f"{log.name}: {log.n_users:,} users, {log.n_items:,} items, {len(log.items):,} behaviours\n"
-            f"{self.config.model.name} on {len(devices)} {devices[0].device_kind} device(s), "
+            f"{self.config.model.name}, softmax over {softmax}, on {len(devices)} {devices[0].device_kind} device(s), "
             f"{jax.process_count()} process(es), jax {jax.__version__}"
         )
 
@@ -113,6 +115,7 @@ def build(config: Config) -> Experiment:
     mesh = make_mesh(config.mesh)
     process_rows(mesh, config.train.batch_size)
     log = load_log(config.data)
+    config = settled(config, log.n_items, jax.default_backend())
     split = make_split(log, config.data, config.seed)
     host_catalogue = make_catalogue(log, split, config.model.row_multiple)
     retriever = build_retriever(config, make_sizes(log, host_catalogue, config))

@@ -47,6 +47,7 @@ class BlockedTable(NamedTuple):
       blocks: n blocks of b rows of each of p parts. Row i of the table is in part i // part_rows.
       part: numbers of the parts.
       part_rows: rows of a part that are of the table; what follows them, and rows beyond n_items, only fill.
+      length: that of the longest item vector; NaN where one has a NaN.
       coarse: what is searched for the best items, which are then scored from `blocks`; None: `blocks` itself.
     """
 
@@ -54,6 +55,7 @@ class BlockedTable(NamedTuple):
     part: Int[Array, " p"]
     part_rows: Int[Array, ""]
     n_items: Int[Array, ""]
+    length: Float[Array, ""]
     coarse: Coarse | None
 
     def rows(self, ids: Int[Array, "..."]) -> Float[Array, "... U"]:
@@ -76,7 +78,10 @@ def block_table(
     padded = jnp.pad(table.reshape(parts, rows, -1), ((0, 0), (0, count * size - rows), (0, 0)))
     blocks = jnp.moveaxis(padded.reshape(parts, count, size, -1), 1, 0)
     coarse = None if search == "float32" else _coarse(blocks, search)
-    return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), jnp.int32(rows), jnp.int32(n_items), coarse)
+    ids = jnp.arange(len(table))
+    squares = jnp.where((ids > 0) & (ids <= n_items), jnp.square(table).sum(axis=1), 0)
+    sizes = jnp.int32(rows), jnp.int32(n_items), jnp.sqrt(squares.max())  # a maximum keeps NaN
+    return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), *sizes, coarse)
 
 
 def _coarse(blocks: Float[Array, "n p b U"], dtype: str) -> Coarse:
@@ -91,7 +96,7 @@ def table_partition(search: str = "float32") -> BlockedTable:
     """How the arrays of a table lie on the mesh: each device of the axis "model" has whole parts."""
     by_part = PartitionSpec(None, "model")
     coarse = None if search == "float32" else Coarse(by_part, by_part)
-    return BlockedTable(by_part, PartitionSpec("model"), PartitionSpec(), PartitionSpec(), coarse)
+    return BlockedTable(by_part, PartitionSpec("model"), *[PartitionSpec()] * 3, coarse)
 
 
 def score_targets(
@@ -101,7 +106,7 @@ def score_targets(
 
     Rank: 1 + number of greater scores + ties / 2 among all other items. Log loss: -log of the target's probability
     among it and what else may be ranked, under the merged scores; with "max", which is no model of it, as with
-    "softmax_mean". Both are NaN where a score is NaN or infinite, and for a user without a vector.
+    "softmax_mean". Both are NaN where a score is NaN or could be infinite, and for a user without a vector.
 
     merge: of the scores with the M user vectors, "max"; "softmax_mean": the log of the mean of their softmaxes over
       what may be ranked; "logsumexp": the log of the mean of their exponentials.
@@ -113,18 +118,24 @@ def score_targets(
     slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
 
     def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
-        greater, most, totals = carry
-        ids, products = _products(users, block, table)
+        twice, most, totals = carry
+        _, products = _products(users, block, table)
         scores = _merge(products - shift[..., None], users.mask, merge)
-        ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0))
-        greater += jnp.sum(jnp.where(ids != targets[:, None], ahead, 0), axis=1)
+        ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0)).sum(axis=1)
+        twice += (2 * ahead).astype(jnp.int32)
         most_here = products.max(axis=-1)
-        return (greater, jnp.maximum(most, most_here), _add(totals, products, most_here)), None
+        return (twice, jnp.maximum(most, most_here), _add(totals, products, most_here)), None
 
-    start = jnp.zeros(targets.shape, jnp.float32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
-    (greater, most, totals), _ = jax.lax.scan(count, start, _numbered(table))
-    # Both infinity and NaN, which a maximum keeps.
-    bad = ~jnp.isfinite(own[:, 0]) | (users.mask & ~(most < jnp.inf)).any(axis=1)
+    start = jnp.zeros(targets.shape, jnp.int32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
+    (twice, _, totals), _ = jax.lax.scan(count, start, _numbered(table))
+    # No score is greater than the product of the lengths, so none has to be looked at for NaN and infinity.
+    greatest = jnp.linalg.norm(users.vectors, axis=-1) * table.length
+    bad = ~jnp.isfinite(own[:, 0]) | (users.mask & ~jnp.isfinite(greatest)).any(axis=1)
+    # The target has been counted as a tie of itself, where it may be ranked.
+    counted = (targets > 0) & (targets <= table.n_items)
+    if users.excluded is not None:
+        counted &= ~(users.excluded == targets[:, None]).any(axis=1)
+    rank = 1 + (twice - counted) / 2
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
@@ -133,7 +144,7 @@ def score_targets(
         loss = total - positive
     else:
         loss = -_merge((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
-    return jnp.where(bad, jnp.nan, 1 + greater), jnp.where(bad, jnp.nan, loss)
+    return jnp.where(bad, jnp.nan, rank), jnp.where(bad, jnp.nan, loss)
 
 
 def top_k(

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from configs import base
 from t2diff_jax import config_rules
-from t2diff_jax.config import ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.config import ConfigError, differences, from_mapping, resume_conflicts, settled, to_dict
 from t2diff_jax.config_rules import metric_names
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -194,7 +194,8 @@ RULES = [
     ("diffusion.weight", {"diffusion.weight": -0.5}),
     ("diffusion.scale_decay", {"diffusion.scale_decay": 1.0}),
     ("loss.chunk", {"loss.chunk": -1}),
-    ("loss.negatives", {"loss.negatives": -1}),
+    ("loss.negatives", {"loss.negatives": -2}),
+    ("auto.negatives", {"auto.negatives": 0}),
     ("loss.exclude_seen", {"loss.exclude_seen": True}),
     ("loss.label_smoothing", {"loss.label_smoothing": 1.0}),
     ("loss.label_smoothing", {"loss.label_smoothing": 0.1, "loss.negatives": 64}),
@@ -218,7 +219,7 @@ RULES = [
     ("data.fixed_targets", {"data.fixed_targets": True, "data.training_targets": "every"}),
     ("optim", {"optim.learning_rate": 0.0}),
     ("optim", {"optim.ema": 1.0}),
-    ("optim.lazy_rows", {"optim.lazy_rows": True}),
+    ("optim.lazy_rows", {"optim.lazy_rows": True, "loss.negatives": 0}),
     *(("optim", {f"optim.{name}": -1}) for name in ("warmup", "decay_steps", "weight_decay", "clip_norm")),
     ("mesh", {"mesh.model": 0}),
     ("mesh", {"mesh.data": -2}),
@@ -290,3 +291,28 @@ def test_typo_on_the_command_line_is_rejected_with_a_hint(parse):
         parse("--config.model.dimm=128")
     with pytest.raises(flags.IllegalFlagValueError, match=r"model.dim"):
         parse("--config.model.dim=wide")
+
+
+@pytest.mark.parametrize(
+    ("items", "device", "changes", "negatives", "lazy"),
+    [
+        (20_000, "cpu", {}, 0, False),
+        (20_001, "cpu", {}, 4096, True),
+        (20_001, "gpu", {}, 0, False),
+        (10**7, "tpu", {}, 4096, True),
+        (10**7, "tpu", {"auto.negatives": 7}, 7, True),
+        (10**7, "cpu", {"loss.block": 512}, 0, False),
+        (10**7, "cpu", {"loss.label_smoothing": 0.1}, 0, False),
+        (10**7, "cpu", {"model.name": "t2diff_causal", "diffusion.estimate": "catalogue"}, 0, False),
+        (100, "cpu", {"loss.batch_negatives": 8}, 4096, True),
+        (10**7, "cpu", {"loss.negatives": 0}, 0, False),
+        (100, "cpu", {"loss.negatives": 9}, 9, False),
+    ],
+)
+def test_the_softmax_that_is_not_said_follows_from_catalogue_and_device(items, device, changes, negatives, lazy):
+    config = from_mapping(
+        values({"auto.full_cpu": 20_000, "auto.full_gpu": 75_000, "auto.full_tpu": 75_000, **changes})
+    )
+    got = settled(config, items, device)
+    assert (got.loss.negatives, got.optim.lazy_rows) == (negatives, lazy)
+    assert settled(got, items, device) == got and set(differences(config, got)) <= {"loss.negatives", "optim.lazy_rows"}
