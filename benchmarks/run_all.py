@@ -7,9 +7,12 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
+
+from t2diff_jax.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
 # What each is told beside its defaults, and in place of these with --quick.
@@ -18,25 +21,37 @@ COMMANDS = {
     "user_latency.py": ([], []),
     "user_latency.py --dim 64": ([], []),
     "scan.py": ([], ["--items", "100000", "--rounds", "2"]),
+    "disk_scan.py": ([], ["--items", "2000000"]),
+    "ingestion.py": ([], ["--rows", "2000000"]),
+    "ingestion.py --kind csv": ([], ["--rows", "2000000"]),
+    "softmax_crossover.py": ([], ["--items", "2000", "10000", "--rounds", "1"]),
     "catalogue_size.py": ([], ["--items", "10000", "100000", "--dense", "10000", "--rounds", "2"]),
 }
 # Columns that say where, not what: the head of the table tells them once.
-WHERE = ("device", "devices", "machine", "jax")
+WHERE = ("device", "devices", "machine", "processor", "cores", "jax", "commit")
 
 
-def results(command: str, arguments: list[str]) -> list[dict]:
-    """The JSON lines of one benchmark; ends with its error if it fails."""
+def results(command: str, arguments: list[str], data: str = "") -> list[dict]:
+    """The JSON lines of one benchmark; ends with its error if it fails. data: folder that it reads, if it reads one."""
     script, *given = command.split()
     start = time.monotonic()
     root = HERE.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    line = [sys.executable, str(HERE / script), *given, *arguments]
+    line = [sys.executable, str(HERE / script), *given, *arguments, *(["--data", data] if data else [])]
     done = subprocess.run(line, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{command} failed with status {done.returncode}")
     print(f"{command}: {time.monotonic() - start:.0f} s", flush=True)
     found = [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
-    return [{"command": " ".join(["python", f"benchmarks/{script}", *given, *arguments]), **one} for one in found]
+    told = " ".join(["python", f"benchmarks/{script}", *given, *arguments]) + (" --data DIR" if data else "")
+    return [{"command": told, **one} for one in found]
+
+
+def here() -> dict[str, object]:
+    """What all results share: processor, cores, commit."""
+    origin, cpus = provenance(sys.argv), pathlib.Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else []
+    return {"processor": next(iter(models), "unknown"), **{name: origin[name] for name in ("cores", "commit")}}
 
 
 def markdown(rows: list[dict]) -> str:
@@ -62,13 +77,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", default="")
     args = parser.parse_args()
-    commands = dict(COMMANDS)
-    if args.data:
-        commands["train_throughput.py"] = (["--data", args.data],) * 2
-    rows = [row for name, arguments in commands.items() for row in results(name, arguments[args.quick])]
+    commands = [(name, arguments[args.quick], "") for name, arguments in COMMANDS.items()]
+    commands += [("train_throughput.py", [], args.data)] if args.data else []
+    where, rows = here(), []
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args.out.with_suffix(".md").write_text(markdown(rows))
+    for command in commands:
+        rows += [{**row, **where} for row in results(*command)]
+        args.out.with_suffix(".json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        args.out.with_suffix(".md").write_text(markdown(rows))
     print(f"written to {args.out.with_suffix('.json')} and {args.out.with_suffix('.md')}")
 
 

@@ -9,6 +9,21 @@ import pytest
 import tiny
 
 SMALL = {
+    "disk_scan.py": ["--items", "3000", "--users", "8", "--k", "5", "--rows", "1000", "--block", "512"],
+    "ingestion.py": ["--rows", "2000", "--kind", "csv"],
+    "softmax_crossover.py": [
+        "--config",
+        "quickstart",
+        "--items",
+        "300",
+        "600",
+        "--batch",
+        "2",
+        "--negatives",
+        "16",
+        "--rounds",
+        "1",
+    ],
     "scan.py": ["--items", "2000", "--users", "8", "--k", "5", "--block", "512", "--rounds", "1"],
     "catalogue_size.py": [
         "--items",
@@ -33,7 +48,7 @@ def test_a_benchmark_prints_its_results(script):
     done = subprocess.run(line, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(text) for text in done.stdout.splitlines()]
-    assert len(rows) >= 3 and all(row["benchmark"] == script.removesuffix(".py") for row in rows)
+    assert len(rows) >= 2 and all(row["benchmark"] == script.removesuffix(".py") for row in rows)
     exact = [row for row in rows if row.get("what") == "top k, float32"]
     assert all(row["found"] == 1 for row in exact)
 
