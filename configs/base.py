@@ -73,21 +73,21 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            name="t2diff",  # t2diff | t2diff_causal | sasrec
+            name="t2diff",  # t2diff | t2diff_causal | without a slot: sasrec | gru4rec | caser | mamba4rec | hstu
             dim=64,  # D, width of an item representation
             category_dim=16,  # of which for categories (0 where the log has none)
             content_dim=16,  # of which for content vectors (0 where the log has none)
             user_feature_dim=8,  # width of one user feature's embedding
-            sketch_dim=0,  # t2diff_causal, sasrec: width of the history sketch (item signatures); 0: none
+            sketch_dim=0,  # not of t2diff: width of the history sketch (item signatures); 0: none
             init_sd=0.1,  # standard deviation of the embedding tables at the start
-            layers=2,  # transformer blocks of the session encoder (sasrec: of the whole tower)
+            layers=2,  # transformer blocks of the session encoder (without a slot: layers of the whole tower)
             heads=2,
-            hidden=256,  # width inside the feed-forward layers
+            hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
             positions="learned",  # learned (counted from the newest behaviour) | rotary (relative)
-            vectors=1,  # sasrec: vectors of a user, learned as a mixture (loss.merge)
+            vectors=1,  # without a slot: vectors of a user, learned as a mixture (loss.merge)
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
-            # From here to `slot`: not of sasrec.
+            # From here to `slot`: of models with a slot.
             session_length=10,  # k
             session_gap=0,  # seconds that end a session, at most k behaviours; 0: the last k (needs real_times)
             activation_hidden=64,  # hidden width of the activation unit of the target attention
@@ -101,6 +101,9 @@ def get_config() -> ConfigDict:
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
     )
+    config.model.caser = ConfigDict(dict(last=5, horizontal=16, vertical=4))  # behaviours it sees; filters of a kind
+    # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim.
+    config.model.mamba = ConfigDict(dict(state=32, conv=4, expand=2))
     config.diffusion = ConfigDict(  # of models with a slot
         dict(
             schedule="exponential",  # exponential | linear | logarithmic

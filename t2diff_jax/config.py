@@ -109,10 +109,28 @@ class PrepareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CaserConfig:
+    """`model.caser`: `configs/base.py` says what each key means."""
+
+    last: int
+    horizontal: int
+    vertical: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MambaConfig:
+    """`model.mamba`: `configs/base.py` says what each key means."""
+
+    state: int
+    conv: int
+    expand: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """`model`: `configs/base.py` says what each key means."""
 
-    name: typing.Literal["t2diff", "t2diff_causal", "sasrec"]
+    name: typing.Literal["t2diff", "t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu"]
     dim: int
     category_dim: int
     content_dim: int
@@ -134,6 +152,13 @@ class ModelConfig:
     slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
+    caser: CaserConfig
+    mamba: MambaConfig
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the model is an encoder over the window alone, without a slot."""
+        return self.name not in ("t2diff", "t2diff_causal")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def data_rules(c: "Config") -> Rules:
         (
             d.training_targets != "tiled" or c.model.name != "t2diff",
             "data.training_targets",
-            "tiled is for models that learn from every position of a window: t2diff_causal, sasrec",
+            "tiled is for models that learn from every position of a window: all but t2diff",
         ),
     ]
 
@@ -82,12 +82,18 @@ def model_rules(c: "Config") -> Rules:
         (
             m.sketch_dim == 0 or m.name != "t2diff",
             "model.sketch_dim",
-            "is for t2diff_causal and sasrec; t2diff is the paper's form",
+            "is for all models but t2diff, which is the paper's form",
         ),
         (m.row_multiple >= 1, "model.row_multiple", "must be at least 1"),
         (m.vectors >= 1, "model.vectors", "must be at least 1"),
-        (m.vectors == 1 or m.name == "sasrec", "model.vectors", "is for sasrec; others have diffusion.samples"),
+        (
+            m.vectors == 1 or m.sequential,
+            "model.vectors",
+            "is for models without a slot; others have diffusion.samples",
+        ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
+        (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
+        (min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1, "model.mamba", "sizes must be at least 1"),
     ]
 
 
@@ -154,13 +160,13 @@ def slot_rules(c: "Config") -> Rules:
         ),
         (
             d.estimate == "vector"
-            or c.model.name == "sasrec"
+            or c.model.sequential
             or (c.model.name == "t2diff_causal" and c.model.slot not in ("vae", "gan", "diffurec")),
             "diffusion.estimate",
             "catalogue is for t2diff_causal with model.slot diffusion or regressor",
         ),
         (
-            d.estimate == "vector" or c.model.name == "sasrec" or not c.loss.sampled,
+            d.estimate == "vector" or c.model.sequential or not c.loss.sampled,
             "diffusion.estimate",
             "catalogue scores every item: it needs the full softmax (no negatives)",
         ),
@@ -178,7 +184,7 @@ def loss_rules(c: "Config") -> Rules:
             "needs loss.chunk, loss.negatives, loss.batch_negatives and loss.label_smoothing to be 0",
         ),
         (
-            c.loss.block == 0 or c.diffusion.estimate == "vector" or c.model.name == "sasrec",
+            c.loss.block == 0 or c.diffusion.estimate == "vector" or c.model.sequential,
             "loss.block",
             "needs diffusion.estimate=vector: the other has a matrix of all targets and items of its own",
         ),

@@ -30,8 +30,8 @@ def small_config(**changes: object) -> Config:
     config.model.update(session_length=3, activation_hidden=4, init_sd=0.5)
     config.diffusion.update(steps=5, filters=(4, 8), step_dim=4)
     for key, value in changes.items():
-        section, name = key.split("__")
-        config[section][name] = value
+        *sections, name = key.split("__")
+        functools.reduce(lambda section, name: section[name], sections, config)[name] = value
     return from_mapping(config)
 
 

@@ -231,6 +231,8 @@ def test_rows_go_to_the_bucket_of_their_user():
         0: [(0, 0, 6), (1, 1, 7)],
         1: [(2, 1, 5), (2, 2, 4)],
     }
+    none = Behaviours(*(np.zeros(0, np.int64),) * 3)
+    assert bucketed(none, np.array([10, 20, 30]), np.array(["a"]), np.array([0, 2])) == {}
     assert sort_rows(got[1]).tolist() == [(2, 2, 4), (2, 1, 5)]
 
 

@@ -35,7 +35,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     return result
 
 
-def make_run(folder, evaluations, *, seed=0, ranks=None, **changes):
+def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, **changes):
     config = base.get_config().to_dict()
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
@@ -51,7 +51,7 @@ def make_run(folder, evaluations, *, seed=0, ranks=None, **changes):
     lines += [{"step": step, "split": "validation", "ndcg@10": step / 1000} for step in (60, 120)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ranks is not None:
-        users = np.arange(len(ranks))
+        users = np.arange(len(ranks)) if users is None else np.array(users)
         np.savez(folder / "test_ranks.npz", users=users, positions=users + 1, targets=users, ranks=np.array([ranks]))
 
 
@@ -177,6 +177,22 @@ def test_ranks_of_another_kind_of_ranking_are_not_compared(tmp_path):
     assert head[-2] == "ndcg@10 against b [95 %]" and (only[0], only[-2]) == ("b", "")
 
 
+def test_rows_whose_seeds_hold_out_other_users_are_compared_seed_by_seed(tmp_path):
+    for name, ranks in (("a", ([1.0, 1.0], [1.0, 30.0])), ("b", ([2.0, 2.0], [1.0, 2.0]))):
+        for seed, of_seed in enumerate(ranks):
+            users = ([3, 5], [3, 9])[seed]
+            make_run(tmp_path / f"{name}_seed{seed}", [evaluation(0.2)], seed=seed, ranks=of_seed, users=users)
+    make_run(tmp_path / "c_seed0", [evaluation(0.2)], ranks=[1.0, 1.0], users=[3, 5])  # has but one of the seeds
+    page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "b"])
+    head, _, *rows, _ = tables((tmp_path / "x.md").read_text())[
+        "movielens ml-1m, user_holdout, seen items not excluded"
+    ]
+    cells = {row[0]: row[head.index("ndcg@10 against b [95 %]")] for row in rows}
+    second = 1 / np.log2(3)
+    assert cells["a"].startswith(f"{(2 * (1 - second) + 0 - second) / 4:+.4f} [")
+    assert cells["c"] == "other targets"
+
+
 def test_copies_stand_beside_new_runs(tmp_path):
     """A kept copy names no folder of its data; a new seed of the same row does."""
     make_run(tmp_path / "a_seed0", [evaluation(0.2)])
@@ -184,6 +200,39 @@ def test_copies_stand_beside_new_runs(tmp_path):
     keep(read_run(tmp_path / "a_seed0"), tmp_path / "kept")
     runs = [read_run(tmp_path / "new" / "a_seed1"), read_run(tmp_path / "kept" / "a_seed0")]
     assert [run.config["seed"] for run in rows_of(runs)["a"]] == [0, 1]
+
+
+def test_a_key_that_an_older_version_did_not_know_is_no_difference(tmp_path):
+    make_run(tmp_path / "a_seed0", [evaluation(0.2)])
+    make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1)
+    path = tmp_path / "a_seed0" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["dry_run"], stored["config"]["eval"]["search"]
+    path.write_text(json.dumps(stored))
+    assert len(rows_of([read_run(tmp_path / "a_seed0"), read_run(tmp_path / "a_seed1")])["a"]) == 2
+    stored["config"]["eval"]["block"] += 1
+    path.write_text(json.dumps(stored))
+    assert len(rows_of([read_run(tmp_path / "a_seed0"), read_run(tmp_path / "a_seed1")])["a"]) == 2
+    stored["config"]["optim"]["warmup"] += 1
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ResultsError, match="differ in more than their seed"):
+        rows_of([read_run(tmp_path / "a_seed0"), read_run(tmp_path / "a_seed1")])
+
+
+@pytest.mark.parametrize(("changes", "same"), [({}, False), ({"slot": "empty"}, True), ({"name": "sasrec"}, True)])
+def test_how_it_would_generate_is_no_difference_where_nothing_is_generated(tmp_path, changes, same):
+    make_run(tmp_path / "a_seed0", [evaluation(0.2)], **changes)
+    make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1, **changes)
+    path = tmp_path / "a_seed0" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"]["diffusion"]["target"] = "item"
+    path.write_text(json.dumps(stored))
+    runs = [read_run(tmp_path / "a_seed0"), read_run(tmp_path / "a_seed1")]
+    if same:
+        assert len(rows_of(runs)["a"]) == 2
+    else:
+        with pytest.raises(ResultsError, match="differ in more than their seed"):
+            rows_of(runs)
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, capsys):

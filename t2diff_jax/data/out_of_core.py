@@ -92,6 +92,8 @@ def bucketed(
     block: Behaviours, user_ids: np.ndarray, item_ids: np.ndarray, starts: np.ndarray
 ) -> dict[int, np.ndarray]:
     """The rows of a block by the number of their bucket, `ROW` [rows of it] each, in the order of the block."""
+    if not len(block.times):
+        return {}
     rows = np.empty(len(block.times), ROW)
     rows["user"], rows["item"], rows["time"] = codes(block.users, user_ids), codes(block.items, item_ids), block.times
     bucket = np.searchsorted(starts, rows["user"], side="right") - 1

@@ -1,116 +1,22 @@
-"""SASRec with cross-entropy at every position of the window (Kang & McAuley 2018; the loss as in later work).
-
-With `model.vectors` > 1 it is a mixture of softmaxes (Yang et al. 2018), the freedom that several intents give T2Diff.
-"""
-
-import dataclasses
-from typing import Any
+"""SASRec (Kang & McAuley 2018): a causal transformer; with cross-entropy at every position, as in later work."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2diff_jax.config import LossConfig, ModelConfig
-from t2diff_jax.models.objective import item_embedding, next_items, step_items
+from t2diff_jax.models.sequential import SequentialNet, causal_mask
 from t2diff_jax.nn.attention import TransformerEncoder
-from t2diff_jax.nn.embeddings import UserFeatures
-from t2diff_jax.nn.sketch import HistorySketch
-from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
+from t2diff_jax.types import Batch
 
 
-class SASRecNet(nn.Module):
-    """Causal transformer over the window; user features, where present, are added to every output."""
+class SASRecNet(SequentialNet):
+    """`model.layers` pre-norm transformer blocks."""
 
-    model: ModelConfig
-    sizes: Sizes
+    def make_encoder(self) -> nn.Module:
+        """Takes a mask in place of what is valid: see `encode`."""
+        m = self.model
+        return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
 
-    def setup(self) -> None:
-        m, dtype, rotary = self.model, jnp.dtype(self.model.dtype), self.model.positions == "rotary"
-        self.items = item_embedding(m, self.sizes)
-        # Item vectors are small beside the states of a transformer, which would drown them.
-        self.item_norm = nn.LayerNorm(dtype=dtype)
-        self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
-        if m.sketch_dim:
-            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
-        if self.sizes.user_features:
-            self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
-            self.user_out = nn.Dense(m.dim)
-        if m.vectors > 1:
-            self.heads = nn.Dense(m.vectors * m.dim)
-
-    def item_table(self, catalogue: Catalogue) -> jax.Array:
-        """e(i) of every row, [R, D]."""
-        return self.items.table(catalogue)
-
-    def embed(self, ids: jax.Array, catalogue: Catalogue) -> jax.Array:
-        """e(i), [..., D]."""
-        return self.items(ids, catalogue)
-
-    def score_vectors(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
-        """The scored item vector is e(i) itself [..., D], and its signature if there is a history sketch [..., U]."""
-        return jnp.concatenate([e, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else e
-
-    def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
-        """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
-        valid = batch["history"] > 0
-        causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
-        h = self.encoder(self.item_norm(x), causal, deterministic=deterministic).astype(jnp.float32)
-        if self.sizes.user_features:
-            h = h + self.user_out(self.users(batch["user_features"]))[:, None]
-        users = h[:, :, None]
-        if self.model.vectors > 1:
-            users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
-        if not self.model.sketch_dim:
-            return users
-        each = [self.sketch(users[:, :, m], x, batch["history"], causal) for m in range(self.model.vectors)]
-        return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
-
-    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
-        """Touches every parameter, for `init`."""
-        return self.user(self.embed(batch["history"], catalogue), batch, deterministic=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class SASRec:
-    """The retriever: see `types.Retriever`."""
-
-    model: ModelConfig
-    loss_config: LossConfig
-    sizes: Sizes
-
-    @property
-    def net(self) -> SASRecNet:
-        """The module; a property, so that the retriever stays a plain hashable record."""
-        return SASRecNet(self.model, self.sizes)
-
-    def init(self, key: jax.Array, catalogue: Catalogue, batch: Batch) -> Variables:
-        """{"params", "stats"}; there are no statistics."""
-        return {"params": self.net.init(key, catalogue, batch)["params"], "stats": {}}
-
-    def encode_user(
-        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The vectors after the last behaviour, [B, M, U]; the key is not used."""
-        params = {"params": variables["params"]}
-        x = self.net.apply(params, batch["history"], catalogue, method="embed")
-        users = self.net.apply(params, x, batch, deterministic=True, method="user")
-        return users[:, -1], jnp.ones(users[:, -1].shape[:2], bool)
-
-    def encode_items(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
-        """Scored vectors of every row, [R, U]."""
-        params = {"params": variables["params"]}
-        table = self.net.apply(params, catalogue, method="item_table")
-        return self.net.apply(params, table, None, method="score_vectors")
-
-    def loss(
-        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """Cross-entropy of the next item after every valid behaviour of the window."""
-        params = {"params": variables["params"]}
-        items = step_items(self.net, params, catalogue, self.loss_config, batch)
-        history = batch["history"]
-        x = items.lookup(history)
-        users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})
-        targets, weights = next_items(batch)
-        loss = items.cross_entropy(users, targets, weights, history)
-        return loss, ({"loss_tower": loss}, variables["stats"])
+    def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """States [B, L, D]."""
+        return self.encoder(x, causal_mask(batch), deterministic=deterministic)

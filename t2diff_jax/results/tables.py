@@ -86,28 +86,36 @@ def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
-    """A metric, averaged over noise keys and seeds, against another row's; paired bootstrap over users."""
-    mine, theirs = (_target_scores(group, metric) for group in (runs, others))
-    if mine is None or theirs is None or not np.array_equal(mine[1], theirs[1]):
+    """A metric against another row's; paired bootstrap over users.
+
+    Over means of noise keys and seeds where all runs have the same targets. Where each seed holds out other users, seed
+    by seed, and the users of all seeds are drawn from together.
+    """
+    mine, theirs = ([_target_scores(run, metric) for run in group] for group in (runs, others))
+    if None in mine or None in theirs:
         return "other targets"
-    d, low, high = bootstrap_difference(mine[0], theirs[0], mine[1], draws=2000, seed=0)
+    everyone = mine[0][1]
+    if all(np.array_equal(users, everyone) for _, users in mine + theirs):
+        a, b = (np.mean([scores for scores, _ in group], axis=0) for group in (mine, theirs))
+    elif len(mine) == len(theirs) and all(np.array_equal(a[1], b[1]) for a, b in zip(mine, theirs, strict=True)):
+        a, b = (np.concatenate([scores for scores, _ in group]) for group in (mine, theirs))
+        apart = 1 + max(users.max() for _, users in mine)
+        everyone = np.concatenate([users + number * apart for number, (_, users) in enumerate(mine)])
+    else:
+        return "other targets"
+    d, low, high = bootstrap_difference(a, b, everyone, draws=2000, seed=0)
     return f"{d:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _target_scores(runs: list[Run], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    cutoff = int(metric.split("@")[1])
-    scores, users = [], None
-    for run in runs:
-        path = run.folder / "test_ranks.npz"
-        if not path.exists():
-            return None
-        with np.load(path) as arrays:
-            warm = arrays["positions"] > 0
-            if users is not None and not np.array_equal(users, arrays["users"][warm]):
-                return None
-            users = arrays["users"][warm]
-            scores.append(target_metrics(arrays["ranks"][:, warm], (cutoff,))[metric].mean(axis=0))
-    return np.mean(scores, axis=0), users
+def _target_scores(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The metric of each target with a history, mean over noise keys, and its user; None where they were not kept."""
+    path = run.folder / "test_ranks.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as arrays:
+        warm = arrays["positions"] > 0
+        scores = target_metrics(arrays["ranks"][:, warm], (int(metric.split("@")[1]),))[metric].mean(axis=0)
+        return scores, arrays["users"][warm].astype(np.int64)
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:

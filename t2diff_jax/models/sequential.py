@@ -1,0 +1,134 @@
+"""What sequential models share: item vectors into an encoder over the window, a user vector after every behaviour.
+
+A model is a `SequentialNet` with an encoder of its own. Item representation, history sketch, user features, several
+vectors, targets at every position and the softmax are the same for all, so that a comparison is of the encoders.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t2diff_jax.config import LossConfig, ModelConfig
+from t2diff_jax.models.objective import item_embedding, next_items, step_items
+from t2diff_jax.nn.embeddings import UserFeatures
+from t2diff_jax.nn.sketch import HistorySketch
+from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
+
+
+class SequentialNet(nn.Module):
+    """An encoder over the window; user features, where present, are added to every output.
+
+    With `model.vectors` > 1 it is a mixture of softmaxes (Yang et al. 2018), the freedom that several intents give
+    T2Diff.
+    """
+
+    model: ModelConfig
+    sizes: Sizes
+
+    def make_encoder(self) -> nn.Module:
+        """The encoder: (x [B, L, D], valid bool [B, L], *, deterministic) -> states [B, L, D], each from what came."""
+        raise NotImplementedError
+
+    def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """States [B, L, D] of the normed item vectors x."""
+        return self.encoder(x, batch["history"] > 0, deterministic=deterministic)
+
+    def setup(self) -> None:
+        m, dtype = self.model, jnp.dtype(self.model.dtype)
+        self.items = item_embedding(m, self.sizes)
+        # Item vectors are small beside the states of an encoder, which would drown them.
+        self.item_norm = nn.LayerNorm(dtype=dtype)
+        self.encoder = self.make_encoder()
+        if m.sketch_dim:
+            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
+        if self.sizes.user_features:
+            self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
+            self.user_out = nn.Dense(m.dim)
+        if m.vectors > 1:
+            self.heads = nn.Dense(m.vectors * m.dim)
+
+    def item_table(self, catalogue: Catalogue) -> jax.Array:
+        """e(i) of every row, [R, D]."""
+        return self.items.table(catalogue)
+
+    def embed(self, ids: jax.Array, catalogue: Catalogue) -> jax.Array:
+        """e(i), [..., D]."""
+        return self.items(ids, catalogue)
+
+    def score_vectors(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
+        """The scored item vector is e(i) itself [..., D], and its signature if there is a history sketch [..., U]."""
+        return jnp.concatenate([e, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else e
+
+    def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
+        h = self.encode(self.item_norm(x), batch, deterministic=deterministic).astype(jnp.float32)
+        if self.sizes.user_features:
+            h = h + self.user_out(self.users(batch["user_features"]))[:, None]
+        users = h[:, :, None]
+        if self.model.vectors > 1:
+            users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
+        if not self.model.sketch_dim:
+            return users
+        causal = causal_mask(batch)
+        each = [self.sketch(users[:, :, m], x, batch["history"], causal) for m in range(self.model.vectors)]
+        return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
+
+    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
+        """Touches every parameter, for `init`."""
+        return self.user(self.embed(batch["history"], catalogue), batch, deterministic=True)
+
+
+def causal_mask(batch: Batch) -> jax.Array:
+    """Which behaviours a place may see: those that are there, up to itself; bool [B, L, L]."""
+    valid = batch["history"] > 0
+    return jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential:
+    """The retriever of a `SequentialNet`: see `types.Retriever`."""
+
+    kind: type[SequentialNet]
+    model: ModelConfig
+    loss_config: LossConfig
+    sizes: Sizes
+
+    @property
+    def net(self) -> SequentialNet:
+        """The module; a property, so that the retriever stays a plain hashable record."""
+        return self.kind(self.model, self.sizes)
+
+    def init(self, key: jax.Array, catalogue: Catalogue, batch: Batch) -> Variables:
+        """{"params", "stats"}; there are no statistics."""
+        return {"params": self.net.init(key, catalogue, batch)["params"], "stats": {}}
+
+    def encode_user(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The vectors after the last behaviour, [B, M, U]; the key is not used."""
+        params = {"params": variables["params"]}
+        x = self.net.apply(params, batch["history"], catalogue, method="embed")
+        users = self.net.apply(params, x, batch, deterministic=True, method="user")
+        return users[:, -1], jnp.ones(users[:, -1].shape[:2], bool)
+
+    def encode_items(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
+        """Scored vectors of every row, [R, U]."""
+        params = {"params": variables["params"]}
+        table = self.net.apply(params, catalogue, method="item_table")
+        return self.net.apply(params, table, None, method="score_vectors")
+
+    def loss(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """Cross-entropy of the next item after every valid behaviour of the window."""
+        params = {"params": variables["params"]}
+        items = step_items(self.net, params, catalogue, self.loss_config, batch)
+        history = batch["history"]
+        x = items.lookup(history)
+        users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})
+        targets, weights = next_items(batch)
+        loss = items.cross_entropy(users, targets, weights, history)
+        return loss, ({"loss_tower": loss}, variables["stats"])

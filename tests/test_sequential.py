@@ -1,0 +1,304 @@
+"""Models without a slot: causality, padding, the loss by hand, gradients; each one's forward pass against numpy."""
+
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from model_cases import (
+    ITEMS,
+    PLAIN,
+    SIZES,
+    drawn,
+    float64,
+    make_batch,
+    make_catalogue,
+    named_leaves,
+    normal,
+    put,
+    quick_jit,
+    small_config,
+)
+
+from t2diff_jax.models import build_retriever
+from t2diff_jax.negatives import with_negatives
+
+NAMES = ("sasrec", "gru4rec", "caser", "mamba4rec", "hstu")
+CATALOGUE, BATCH = make_catalogue(), make_batch()
+VALID = np.asarray(BATCH["history"]) > 0
+SIZE = dict(model__caser__last=6, model__caser__horizontal=3, model__caser__vertical=2, model__mamba__state=3)
+
+
+def make(name, sizes=SIZES, **changes):
+    changes = SIZE | dict(model__name=name, model__sketch_dim=4) | changes
+    return build_retriever(small_config(**changes), sizes)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    """A retriever, its variables, and compiled (variables, batch) -> states, users, ((loss, metrics), gradient)."""
+    retriever = make(name)
+    variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
+
+    @quick_jit
+    def states(variables, batch):
+        net, params = retriever.net, {"params": variables["params"]}
+        x = net.apply(params, batch["history"], CATALOGUE, method="embed")
+        return net.apply(params, x, batch, deterministic=True, method="user")
+
+    @quick_jit
+    def encode(variables, batch):
+        return retriever.encode_user(variables, CATALOGUE, batch, jax.random.key(0))
+
+    @quick_jit
+    def loss_and_gradient(params, batch):
+        def loss(params):
+            return retriever.loss({"params": params, "stats": {}}, CATALOGUE, batch, jax.random.key(0))
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return types.SimpleNamespace(
+        retriever=retriever, variables=variables, states=states, encode=encode, loss_and_gradient=loss_and_gradient
+    )
+
+
+def test_the_user_is_the_last_state(model):
+    users, mask = model.encode(model.variables, BATCH)
+    assert users.shape == (5, 1, 8 + 4) and users.dtype == jnp.float32 and mask.all()
+    np.testing.assert_allclose(users, model.states(model.variables, BATCH)[:, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_no_state_sees_a_later_behaviour(model):
+    before = np.asarray(model.states(model.variables, BATCH))
+    for j in range(VALID.shape[1]):
+        history = BATCH["history"].at[:, j].set(np.where(VALID[:, j], 1 + BATCH["history"][:, j] % ITEMS, 0))
+        after = np.asarray(model.states(model.variables, {**BATCH, "history": history}))
+        np.testing.assert_array_equal(before[:, :j], after[:, :j])
+        assert np.all(np.any(before[VALID[:, j], j:] != after[VALID[:, j], j:], axis=-1))
+
+
+def test_padding_and_target_change_no_user(model):
+    garbage = put(model.variables, ("params", "items", "item_table"), lambda x: _filled(x, 1e6))
+    garbage = put(garbage, ("params", "items", "category_table"), lambda x: _set(x, [0], -1e6))
+    garbage = put(garbage, ("params", "sketch", "signature_table"), lambda x: _filled(x, 1e6))
+    batch = {**BATCH, "target": BATCH["target"] * 0 + 3, "weight": BATCH["weight"] * 0, "user": BATCH["user"] + 1}
+    np.testing.assert_array_equal(model.encode(garbage, batch)[0], model.encode(model.variables, BATCH)[0])
+
+
+def _set(x, rows, value):
+    x = np.array(x)
+    x[rows] = value
+    return x
+
+
+def _filled(x, value):
+    """Garbage in the padding row and in the rows above the last item."""
+    return _set(x, [0, *range(ITEMS + 1, len(x))], value)
+
+
+def test_loss_against_numpy(model):
+    """Every valid behaviour predicts the next one, the last one the target; weight 0 and padding count nothing."""
+    (loss, (metrics, stats)), _ = model.loss_and_gradient(model.variables["params"], BATCH)
+    table = np.asarray(model.retriever.encode_items(model.variables, CATALOGUE))
+    scores = np.asarray(model.states(model.variables, BATCH))[:, :, 0] @ table.T
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    terms = [
+        reference.cross_entropy(scores[b, j, 1 : ITEMS + 1], following[b, j] - 1)
+        for b, j in np.argwhere(VALID)
+        if BATCH["weight"][b] > 0
+    ]
+    assert len(terms) == 6 + 4 + 1
+    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
+    assert metrics["loss_tower"] == loss and stats == {}
+
+
+def test_several_vectors():
+    """Each is the state plus a linear map of it, with a sketch of its own; together they are a mixture."""
+    retriever, one = make("sasrec", model__vectors=2, loss__merge="logsumexp"), make("sasrec")
+    several = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
+    heads = several["params"]["heads"]
+    users, mask = quick_jit(lambda v: retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(several)
+    assert users.shape == (5, 2, 8 + 4) and mask.shape == (5, 2) and mask.all()
+    alone = {"params": {name: value for name, value in several["params"].items() if name != "heads"}, "stats": {}}
+    state = np.asarray(quick_jit(lambda v: one.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(alone)[0])[:, :, :8]
+    added = (state @ np.asarray(heads["kernel"]) + np.asarray(heads["bias"])).reshape(5, 2, 8)
+    users = np.asarray(users)
+    np.testing.assert_allclose(users[:, :, :8], state + added, rtol=1e-4, atol=1e-5)
+    assert np.all(np.any(users[VALID[:, -1], 0, 8:] != users[VALID[:, -1], 1, 8:], axis=-1))
+
+    def loss(params):
+        return retriever.loss({"params": params, "stats": {}}, CATALOGUE, BATCH, jax.random.key(0))[0]
+
+    def every_user(params):
+        x = retriever.net.apply({"params": params}, BATCH["history"], CATALOGUE, method="embed")
+        return retriever.net.apply({"params": params}, x, BATCH, deterministic=True, method="user")
+
+    value, gradient = quick_jit(jax.value_and_grad(loss))(several["params"])
+    vectors, table = quick_jit(every_user)(several["params"]), retriever.encode_items(several, CATALOGUE)
+    scores = np.asarray(vectors) @ np.asarray(table).T
+    merged = np.logaddexp(scores[:, :, 0], scores[:, :, 1])[..., 1 : ITEMS + 1]
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    counted = [(b, j) for b, j in np.argwhere(VALID) if BATCH["weight"][b] > 0]
+    terms = [reference.cross_entropy(merged[b, j], following[b, j] - 1) for b, j in counted]
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    assert np.any(gradient["heads"]["kernel"]) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_sampled_negatives_estimate_the_full_loss(name, model):
+    retriever = make(name, loss__negatives=3000)
+    args = BATCH, None, retriever.loss_config, CATALOGUE.n_items
+    batch, _ = with_negatives(*args, seed=0, step=jnp.int32(0))
+    loss, _ = quick_jit(lambda v: retriever.loss(v, CATALOGUE, batch, jax.random.key(0)))(model.variables)
+    (full, _), _ = model.loss_and_gradient(model.variables["params"], BATCH)
+    np.testing.assert_allclose(loss, full, rtol=0.03)
+
+
+def test_gradient_reaches_every_parameter(model):
+    _, gradient = model.loss_and_gradient(model.variables["params"], BATCH)
+    for name, g in named_leaves(gradient).items():
+        assert np.isfinite(g).all(), name
+        # A constant added to all keys is invisible to the softmax: the key's bias is learned by nobody.
+        assert np.any(np.abs(g) > 1e-6) != name.endswith("key.bias"), name
+
+
+def test_an_empty_batch_is_finite(model):
+    (loss, _), gradient = model.loss_and_gradient(model.variables["params"], {**BATCH, "weight": BATCH["weight"] * 0})
+    assert loss == 0 and not any(np.any(g) for g in jax.tree.leaves(gradient))
+    empty = {**BATCH, "history": BATCH["history"] * 0, "weight": BATCH["weight"] * 0 + 1}
+    (loss, _), gradient = model.loss_and_gradient(model.variables["params"], empty)
+    assert loss == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert np.isfinite(model.encode(model.variables, empty)[0]).all()
+
+
+# --- each encoder against numpy, place by place ----------------------------------------------------------------------
+
+
+def run_encoder(name, sizes=PLAIN):
+    """The encoder alone on random inputs: parameters in float64, inputs [B, L, D], valid [B, L], states."""
+    retriever, batch = make(name, sizes), make_batch(sizes=sizes)
+    x = normal(3, *batch["history"].shape, 8)
+    variables = {"params": drawn(retriever.init, make_catalogue(sizes), batch)}
+
+    def encode(net, x):
+        return net.encode(x, batch, deterministic=True)
+
+    states = quick_jit(lambda v, x: nn.apply(encode, retriever.net)(v, x))(variables, x)
+    return float64(variables["params"]["encoder"]), x.astype(np.float64), batch, np.asarray(states)
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def norm(p, x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def check(states, expected, batch):
+    valid = np.asarray(batch["history"]) > 0
+    np.testing.assert_allclose(states[valid], expected[valid], rtol=2e-4, atol=2e-5)
+
+
+def test_gru4rec_by_hand():
+    p, x, batch, states = run_encoder("gru4rec")
+    cell, expected = p["layer_0"]["cell"], np.zeros_like(x)
+    for b, valid in enumerate(np.asarray(batch["history"]) > 0):
+        h = np.zeros(8)
+        for j in np.flatnonzero(valid):
+            r = sigmoid(dense(cell["ir"], x[b, j]) + dense(cell["hr"], h))
+            z = sigmoid(dense(cell["iz"], x[b, j]) + dense(cell["hz"], h))
+            h = z * h + (1 - z) * np.tanh(dense(cell["in"], x[b, j]) + r * dense(cell["hn"], h))
+            expected[b, j] = dense(p["out"], h)
+    check(states, expected, batch)
+
+
+def test_caser_by_hand():
+    p, x, batch, states = run_encoder("caser")
+    x, expected = np.where((np.asarray(batch["history"]) > 0)[..., None], x, 0), np.zeros_like(x)
+    for b in range(len(x)):
+        for j in range(x.shape[1]):
+            matrix = np.concatenate([np.zeros((6, 8)), x[b, : j + 1]])[-6:]
+            found = []
+            for height in range(1, 7):
+                filters = p[f"horizontal_{height}"]
+                answers = [
+                    np.einsum("hd,hdf->f", matrix[i : i + height], filters["kernel"]) + filters["bias"]
+                    for i in range(7 - height)
+                ]
+                found.append(np.maximum(answers, 0).max(axis=0))
+            found.append((p["vertical"].T @ matrix).reshape(-1))
+            expected[b, j] = dense(p["out"], np.maximum(dense(p["hidden"], np.concatenate(found)), 0))
+    check(states, expected, batch)
+
+
+def test_mamba4rec_by_hand():
+    p, x, batch, states = run_encoder("mamba4rec")
+    mix, expected = p["mix_0"], np.zeros_like(x)
+    for b, valid in enumerate(np.asarray(batch["history"]) > 0):
+        inner = np.zeros((6, 16))
+        h = np.zeros((16, 3))
+        for j in range(6):
+            u, gate = np.split(dense(mix["into"], x[b, j]), 2)
+            inner[j] = u * valid[j]
+            seen = np.concatenate([np.zeros((3, 16)), inner[: j + 1]])[-4:]
+            u = silu((seen * mix["conv"]["kernel"][:, 0]).sum(axis=0) + mix["conv"]["bias"])
+            low, write, read = np.split(dense(mix["choose"], u), [1, 4])
+            delta = np.log1p(np.exp(dense(mix["delta"], low)))
+            if valid[j]:
+                h = np.exp(-delta[:, None] * np.exp(mix["log_a"])) * h + (delta * u)[:, None] * write
+            y = h @ read + mix["skip"] * u
+            mixed = norm(p["norm_mix_0"], x[b, j] + dense(mix["back"], y * silu(gate)))
+            hidden = np.asarray(jax.nn.gelu(dense(p["hidden_0"], mixed)))
+            expected[b, j] = norm(p["norm_out_0"], mixed + dense(p["out_0"], hidden))
+    check(states, expected, batch)
+
+
+@pytest.mark.parametrize("sizes", [PLAIN, SIZES])
+def test_hstu_by_hand(sizes):
+    p, x, batch, states = run_encoder("hstu", sizes)
+    h = silu(dense(p["into_0"], norm(p["norm_0"], x)))
+    gate, v, q, k = np.split(h, 4, axis=-1)
+    expected = np.zeros_like(x)
+    for b, valid in enumerate(np.asarray(batch["history"]) > 0):
+        for j in np.flatnonzero(valid):
+            seen = [i for i in range(j + 1) if valid[i]]
+            mixed = np.zeros(8)
+            for head in (slice(0, 4), slice(4, 8)):
+                for i in seen:
+                    bias = p["by_distance_0"][j - i]
+                    if sizes.lags:
+                        lag = int(batch["age"][b, i]) - int(batch["age"][b, j])
+                        bias = bias + p["by_lag_0"][int(np.log2(lag + 1))]
+                    mixed[head] += silu(q[b, j, head] @ k[b, i, head] + bias) * v[b, i, head] / len(seen)
+            expected[b, j] = x[b, j] + dense(p["out_0"], norm(p["norm_mixed_0"], mixed) * gate[b, j])
+    check(states, expected, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gru4rec", 3 * (8 * 8 + 8) + 3 * 8 * 8 + 8 + (8 * 8 + 8)),
+        ("caser", sum(h * 8 * 3 + 3 for h in range(1, 7)) + 6 * 2 + (6 * 3 + 2 * 8) * 8 + 8 + (8 * 8 + 8)),
+        ("mamba4rec", 8 * 32 + (4 * 16 + 16) + 16 * 7 + (16 + 16) + 16 * 3 + 16 + 16 * 8 + 2 * (8 * 8 + 8) + 4 * 8),
+        ("hstu", 2 * 2 * 8 + 8 * 32 + (8 * 8 + 8) + 6),
+    ],
+)
+def test_number_of_parameters(name, expected):
+    params = run_encoder(name)[0]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
