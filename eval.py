@@ -35,6 +35,7 @@ flags.register_multi_flags_validator(
     "--name is that of the other split's result, which would be lost: give another",
 )
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
+_EXPORT = flags.DEFINE_string("export", None, "Folder for the vectors of all items and of the requests, as .npy files.")
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
 
 
@@ -59,6 +60,9 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
         say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, split)}")
     if _SHOW.value:
         final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value, split)
+    if _EXPORT.value:
+        final.export_vectors(experiment, workdir, _STEP.value, pathlib.Path(_EXPORT.value), split)
+        say(f"\nvectors of items and users in {_EXPORT.value}")
     say(f"\nwritten to {workdir / name}.json")
 
 

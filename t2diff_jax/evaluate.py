@@ -19,7 +19,15 @@ from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
 from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, table_partition, top_k
-from t2diff_jax.sharding import batch_sharding, fetch_each, process_rows, put_batch, replicated, row_sharding
+from t2diff_jax.sharding import (
+    batch_sharding,
+    fetch_each,
+    process_rows,
+    put_batch,
+    replicated,
+    row_sharding,
+    to_host,
+)
 from t2diff_jax.types import Batch, Catalogue, Encoder, Generative, Variables
 
 _SEARCHED_AGAIN = 1024  # targets for which a search at less precision is compared with the exact one
@@ -71,6 +79,14 @@ class Evaluator:
         parts = fetch_each(self._recommend(variables, self.catalogue, table, b, key, k) for b in self._batches(targets))
         scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
         return scores[: len(targets)], ids[: len(targets)]
+
+    def vectors(self, variables: Variables, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item vectors [N + 1, U] by id, and user vectors [n, M, U] and their mask [n, M] under the first noise key."""
+        items = to_host(self.mesh, self._encode_items(variables, self.catalogue))[: self.catalogue.n_items + 1]
+        key = self._keys(1)[0]
+        parts = fetch_each(self._encode_users(variables, self.catalogue, b, key)[:2] for b in self._batches(targets))
+        users, mask = (np.concatenate(column)[: len(targets)] for column in zip(*parts, strict=True))
+        return items, users, mask
 
     def search_recall(self, variables: Variables, targets: Targets, found: np.ndarray) -> float | None:
         """Share of the true k best items among those found, ids [n, k]; None where the search is exact."""
@@ -196,6 +212,15 @@ class Evaluator:
     @functools.cached_property
     def _encode_alone(self):
         return jax.jit(self._encode, in_shardings=(None, row_sharding(self.mesh), batch_sharding(self.mesh), None))
+
+    @functools.cached_property
+    def _encode_users(self):
+        placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None)
+        return jax.jit(self._encode, in_shardings=placed, out_shardings=replicated(self.mesh))
+
+    @functools.cached_property
+    def _encode_items(self):
+        return jax.jit(self.retriever.encode_items, out_shardings=row_sharding(self.mesh))
 
     @functools.cached_property
     def _build_embeddings(self):

@@ -149,3 +149,23 @@ def show_recommendations(
     targets = getattr(experiment.split, split).first(requests)
     _, items = experiment.evaluator().recommend(state.evaluation_variables(), targets, min(10, experiment.log.n_items))
     say(recommendations_text(experiment.log, targets, items))
+
+
+def export_vectors(
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, folder: pathlib.Path, split: str = "test"
+) -> None:
+    """Writes what an index elsewhere needs: items.npy [N + 1, U], row i the vector of item i, and its own id in
+    item_ids.npy (row 0 is no item); users.npy [n, M, U], users_mask.npy [n, M] and user_ids.npy for the requests of a
+    split, in order.
+
+    A score is the inner product; of M user vectors the scores are merged as `eval.merge` says.
+    """
+    log, targets = experiment.log, getattr(experiment.split, split)
+    state, _ = restore(experiment, workdir, step)
+    items, users, mask = experiment.evaluator().vectors(state.evaluation_variables(), targets)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {"items": items, "item_ids": log.item_ids, "users": users, "users_mask": mask}
+        arrays["user_ids"] = log.user_ids[targets.users]
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)

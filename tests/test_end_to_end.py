@@ -95,7 +95,10 @@ def test_the_model_beats_popularity(quickstart):
 
 def test_evaluation_gives_the_same_numbers(quickstart, copied):
     (copied / "eval.json").unlink()
-    output = tiny.succeed("eval.py", copied, *SHORTER, config=QUICKSTART)
+    output = tiny.succeed("eval.py", copied, *SHORTER, f"--export={copied / 'vectors'}", config=QUICKSTART)
+    arrays = {path.stem: np.load(path, allow_pickle=False) for path in (copied / "vectors").iterdir()}
+    assert set(arrays) == {"items", "item_ids", "users", "users_mask", "user_ids"}
+    assert len(arrays["items"]) == len(arrays["item_ids"]) and len(arrays["users"]) == len(arrays["user_ids"])
     assert tiny.result(copied) == tiny.result(quickstart[0])
     table = output[output.index("metric") : output.index("user tower: ")].strip()
     assert table in quickstart[1]

@@ -127,6 +127,16 @@ def test_the_result_does_not_depend_on_batches_and_order():
         np.testing.assert_array_equal(other.recommend(variables, shuffled, 5)[1], ids[order])
 
 
+def test_exported_vectors_score_as_the_evaluator_does():
+    evaluator, variables, targets = setup(noise=0.5)
+    items, users, mask = evaluator.vectors(variables, targets)
+    assert len(items) == evaluator.catalogue.n_items + 1 and users.shape[:2] == mask.shape and mask.all()
+    scores = np.einsum("bmu,nu->bmn", users, items).max(axis=1)
+    best, ids = evaluator.recommend(variables, targets, 5)
+    np.testing.assert_allclose(np.take_along_axis(scores, ids, axis=1), best, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.sort(scores[:, 1:], axis=1)[:, :-6:-1], best, rtol=1e-5, atol=1e-5)
+
+
 def test_a_nan_score_surfaces():
     evaluator, variables, targets = setup(exclude_seen=False, merge="max")
     variables = variables | {"users": variables["users"].at[targets.users[0]].set(np.nan)}
