@@ -73,7 +73,8 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            name="t2diff",  # t2diff | t2diff_causal | without a slot: sasrec | gru4rec | caser | mamba4rec | hstu
+            # t2diff | t2diff_causal | without a slot: sasrec | bert4rec | gru4rec | caser | mamba4rec | hstu
+            name="t2diff",
             dim=64,  # D, width of an item representation
             category_dim=16,  # of which for categories (0 where the log has none)
             content_dim=16,  # of which for content vectors (0 where the log has none)
@@ -98,6 +99,7 @@ def get_config() -> ConfigDict:
             # test as well: a bound, not a retriever)
             slot="diffusion",
             dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
+            bert_masked=0.2,  # bert4rec: share of the places that are masked in training, beside the last
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
     )

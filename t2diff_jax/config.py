@@ -130,7 +130,7 @@ class MambaConfig:
 class ModelConfig:
     """`model`: `configs/base.py` says what each key means."""
 
-    name: typing.Literal["t2diff", "t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu"]
+    name: typing.Literal["t2diff", "t2diff_causal", "sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu"]
     dim: int
     category_dim: int
     content_dim: int
@@ -152,6 +152,7 @@ class ModelConfig:
     slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
+    bert_masked: float
     caser: CaserConfig
     mamba: MambaConfig
 

@@ -92,6 +92,7 @@ def model_rules(c: "Config") -> Rules:
             "is for models without a slot; others have diffusion.samples",
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
+        (0 <= m.bert_masked <= 1, "model.bert_masked", "must be in [0, 1]"),
         (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
         (min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1, "model.mamba", "sizes must be at least 1"),
     ]

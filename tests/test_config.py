@@ -139,6 +139,7 @@ RULES = [
     ("model.dropout", {"model.dropout": 1.0}),
     *(("model", {f"model.{name}": -1}) for name in ("category_dim", "content_dim", "sketch_dim", "layers")),
     *(("model", {f"model.{name}": 0}) for name in ("hidden", "activation_hidden", "user_feature_dim", "init_sd")),
+    ("model.bert_masked", {"model.bert_masked": 1.1}),
     ("model.caser", {"model.caser.last": 0}),
     ("model.mamba", {"model.mamba.conv": 0}),
     ("model.dropout", {"model.dropout": -0.1}),

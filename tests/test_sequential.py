@@ -24,6 +24,7 @@ from model_cases import (
 )
 
 from t2diff_jax.models import build_retriever
+from t2diff_jax.models.bert4rec import masked_places
 from t2diff_jax.negatives import with_negatives
 
 NAMES = ("sasrec", "gru4rec", "caser", "mamba4rec", "hstu")
@@ -176,6 +177,81 @@ def test_an_empty_batch_is_finite(model):
     (loss, _), gradient = model.loss_and_gradient(model.variables["params"], empty)
     assert loss == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     assert np.isfinite(model.encode(model.variables, empty)[0]).all()
+
+
+# --- masked items ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bert():
+    """BERT4Rec, its parameters, and the states [B, L, D] of (following [B, L, D], masked [B, L])."""
+    retriever = make("bert4rec", model__bert_masked=0.4)
+    params = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
+
+    def states(net, x, masked):
+        return net.encode_masked(x, masked, BATCH, deterministic=True)
+
+    compiled = quick_jit(lambda x, masked: nn.apply(states, retriever.net)(params, x, masked))
+    return types.SimpleNamespace(retriever=retriever, params=params, states=compiled)
+
+
+def test_a_masked_item_is_seen_by_none_and_others_by_all(bert):
+    x, masked = normal(1, 5, 6, 8), np.zeros((5, 6), bool)
+    masked[:, [2, 5]] = True
+    before = np.asarray(bert.states(x, masked))
+    for j in range(6):
+        other = x.copy()
+        other[:, j] += normal(9, 8)
+        after = np.asarray(bert.states(other, masked))
+        changed = np.any(before != after, axis=-1)
+        if j in (2, 5):
+            assert not changed.any()
+        else:
+            assert changed[VALID[:, j]][:, [2, 5]].all()
+
+
+def test_the_user_of_masked_items_is_the_state_of_a_mask_after_the_window(bert):
+    users, mask = quick_jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(bert.params)
+    assert users.shape == (5, 1, 8 + 4) and mask.all()
+    x = bert.retriever.net.apply(bert.params, BATCH["history"], CATALOGUE, method="embed")
+    normed = norm(float64(bert.params["params"]["item_norm"]), np.asarray(x, np.float64)).astype(np.float32)
+    following = np.concatenate([normed[:, 1:], np.full((5, 1, 8), 7, np.float32)], axis=1)
+    masked = np.arange(6)[None].repeat(5, 0) == 5
+    state = np.asarray(bert.states(following, masked))[:, -1]
+    added = np.asarray(users)[:, 0, :8] - state  # user features, the same for everyone's state
+    net = bert.retriever.net.bind(bert.params)
+    np.testing.assert_allclose(added, net.user_out(net.users(BATCH["user_features"])), rtol=1e-3, atol=1e-4)
+
+
+def test_loss_of_masked_items_against_numpy(bert):
+    key = jax.random.key(5)
+
+    def loss(params):
+        return bert.retriever.loss({"params": params, "stats": {}}, CATALOGUE, BATCH, key)[0]
+
+    value, gradient = quick_jit(jax.value_and_grad(loss))(bert.params["params"])
+    following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    counted = VALID & (np.asarray(BATCH["weight"]) > 0)[:, None]
+    masked = np.asarray(masked_places(key, jnp.array(counted), 0.4))
+    net = bert.retriever.net
+    x, then = (
+        net.apply(bert.params, jnp.array(ids), CATALOGUE, method="embed") for ids in (BATCH["history"], following)
+    )
+    users = np.asarray(net.apply(bert.params, x, then, jnp.array(masked), BATCH, method="users_of_masked"))
+    scores = users[:, :, 0] @ np.asarray(bert.retriever.encode_items({**bert.params, "stats": {}}, CATALOGUE)).T
+    terms = [reference.cross_entropy(scores[b, j, 1 : ITEMS + 1], following[b, j] - 1) for b, j in np.argwhere(masked)]
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-4)
+    for name, g in named_leaves(gradient).items():
+        assert np.isfinite(g).all() and np.any(np.abs(g) > 1e-6) != name.endswith("key.bias"), name
+
+
+def test_masked_places():
+    counted = jnp.array(np.random.default_rng(0).random((200, 50)) < 0.7)
+    drawn_places = np.asarray(masked_places(jax.random.key(0), counted, 0.3))
+    assert not drawn_places[~np.asarray(counted)].any()
+    np.testing.assert_array_equal(drawn_places[:, -1], counted[:, -1])
+    assert abs(drawn_places[:, :-1].sum() / np.asarray(counted)[:, :-1].sum() - 0.3) < 0.02
+    assert not np.asarray(masked_places(jax.random.key(0), counted, 0.0))[:, :-1].any()
 
 
 # --- each encoder against numpy, place by place ----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The retrieval models, one file each, all behind `types.Retriever`."""
 
 from t2diff_jax.config import Config
+from t2diff_jax.models.bert4rec import BERT4Rec, BERT4RecNet
 from t2diff_jax.models.caser import CaserNet
 from t2diff_jax.models.gru4rec import GRU4RecNet
 from t2diff_jax.models.hstu import HSTUNet
@@ -19,6 +20,8 @@ def build_retriever(config: Config, sizes: Sizes) -> Retriever:
             return T2Diff(config.model, config.diffusion, config.loss, sizes)
         case "t2diff_causal":
             return T2DiffCausal(config.model, config.diffusion, config.loss, sizes)
+        case "bert4rec":
+            return BERT4Rec(BERT4RecNet, config.model, config.loss, sizes)
         case _:
             return Sequential(_sequential_net(config.model.name), config.model, config.loss, sizes)
 

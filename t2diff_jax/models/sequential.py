@@ -64,7 +64,12 @@ class SequentialNet(nn.Module):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
-        h = self.encode(self.item_norm(x), batch, deterministic=deterministic).astype(jnp.float32)
+        h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
+        return self.user_of_states(h, x, batch)
+
+    def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+        """User vectors [B, L, M, U] of the encoder's states h [B, L, D]; x: e(i) of the behaviours."""
+        h = h.astype(jnp.float32)
         if self.sizes.user_features:
             h = h + self.user_out(self.users(batch["user_features"]))[:, None]
         users = h[:, :, None]
