@@ -18,13 +18,17 @@ PARTS = [
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
     {"experiment"},
     {"loop", "final", "explain", "results", "dry_run", "command_line"},
-    {"train", "eval", "prepare"},
+    {"train", "eval", "prepare", "compare"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}
 # What a part may import of the package, where that is less than its layer and the lower ones.
 NARROWER = {"diffusion": {"diffusion"}, "nn": {"types", "config", "rng", "diffusion", "nn"}}
 # Outside packages that only these parts may import.
-OWNERS = {"flax": {"nn", "models"}, "orbax": {"checkpoint"}, "absl": {"train", "eval", "prepare", "command_line"}}
+OWNERS = {
+    "flax": {"nn", "models"},
+    "orbax": {"checkpoint"},
+    "absl": {"train", "eval", "prepare", "compare", "command_line"},
+}
 # Heavy or optional packages: imported inside functions only, or in a module that is itself imported so.
 LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX", "matplotlib", "apache_beam"}
 LAZY_MODULES = {"t2diff_jax.data.sources.tfds_builder", "t2diff_jax.data.beam_pipeline"}
@@ -161,7 +165,11 @@ def test_every_part_of_the_picture_exists():
         ("t2diff_jax.diffusion.process", "import flax.linen as nn", "only models and nn import flax"),
         ("t2diff_jax.evaluate", "from flax import linen", "only models and nn import flax"),
         ("t2diff_jax.loop", "def f():\n    import orbax.checkpoint", "only checkpoint import orbax"),
-        ("t2diff_jax.loop", "from absl import logging", "only command_line and eval and prepare and train import absl"),
+        (
+            "t2diff_jax.loop",
+            "from absl import logging",
+            "only command_line and compare and eval and prepare and train import absl",
+        ),
         ("t2diff_jax.final", "import train", "imports train"),
         ("t2diff_jax.config", "from configs import base", "imports configs"),
         ("t2diff_jax.data.log", "from . import splits", "relative import"),

@@ -49,7 +49,9 @@ def copied(quickstart, tmp_path):
 
 def test_training_says_what_it_does(quickstart):
     workdir, output = quickstart
-    assert re.search(r"^synthetic: 400 users, [\d,]+ items, [\d,]+ behaviours\nt2diff on 1 cpu", output)
+    assert re.search(
+        r"^synthetic: 400 users, [\d,]+ items, [\d,]+ behaviours\nt2diff, softmax over all items, on 1 cpu", output
+    )
     progress = r"^step +{}/200  loss [\d.]+  grad_norm [\d.]+  [\d,]+ examples/s  ETA .*\d s$"
     for step in (50, 100, 150, 200):
         assert re.search(progress.format(step), output, re.MULTILINE)

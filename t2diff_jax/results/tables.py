@@ -44,6 +44,16 @@ def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, agains
     return _markdown(head, lines)
 
 
+def columns(table: str, names: Sequence[str]) -> str:
+    """Some columns of a table, in that order, set for a terminal."""
+    head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    at = [head.index(name) for name in names]
+    lines = [[row[i] for i in at] for row in (head, *body)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
 def sampler_table(rows: dict[str, list[Run]]) -> str:
     """NDCG@10 and Recall@20 by estimator calls and intents, of rows that were evaluated with several samplers."""
     body = []

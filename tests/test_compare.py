@@ -1,0 +1,42 @@
+"""Several models on one log by one command."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from t2diff_jax.results.tables import columns
+
+
+def run(folder, *flags):
+    shared = ["--config", tiny.CONFIG, "--config.eval.noise_keys=1", f"--workdir={folder}"]
+    command = [sys.executable, "compare.py", *shared, *flags]
+    return subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, timeout=600)
+
+
+def test_rows_of_models_and_of_flags(tmp_path):
+    flags = ("--models=caser", "--row=narrow caser: --config.model.name=caser --config.model.hidden=4")
+    done = run(tmp_path, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["caser_seed0", "comparison.md", "narrow_caser_seed0"]
+    table = done.stdout[done.stdout.index("\nrow ") :].splitlines()
+    assert {line.split()[0] for line in table[3:5]} == {"caser", "narrow_caser"} and "popularity" in table[5]
+    assert "[95 %]" in table[1]
+    again = run(tmp_path, *flags)
+    assert again.returncode == 0 and "caser_seed0: done before" in again.stdout
+    assert again.stdout[again.stdout.index("\nrow ") :] == done.stdout[done.stdout.index("\nrow ") :]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--row=nameless"], "give its name, a colon"), (["--models=transformer9"], "config.model.name: 'transformer9'")],
+)
+def test_what_cannot_be_a_row(tmp_path, flags, message):
+    done = run(tmp_path / "none", *flags)
+    assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_some_columns_of_a_table():
+    table = "| a | b | c |\n| --- | --- | --- |\n| 1 | long one | 3 |\n| 4 |  | 66 |"
+    assert columns(table, ["c", "b"]) == "c   b\n-----\n3   long one\n66"
