@@ -5,8 +5,11 @@ import sys
 
 import pytest
 import tiny
+from tiny import shared_compiles  # noqa: F401
 
 from t2diff_jax.results.tables import columns
+
+pytestmark = pytest.mark.usefixtures("shared_compiles")  # the two rows have the same programs
 
 
 def run(folder, *flags):
