@@ -7,6 +7,7 @@ python compare.py --config configs/table.py --config.data.path=LOG.csv --workdir
 What is finished is not trained again: start it again after a stop, or with more models or seeds.
 """
 
+import json
 import pathlib
 import shlex
 import subprocess
@@ -32,10 +33,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     folder, rows = pathlib.Path(_WORKDIR.value), dict(_row(text) for text in (*map(_model, _MODELS.value), *_ROW.value))
-    shared = [word for word in sys.argv[1:] if word.startswith(("--config", "-config"))]
+    given = flags.FLAGS["config"]
+    shared = [f"--config={config_flags.get_config_filename(given)}"]
+    shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
     for label, own in rows.items():
         for seed in range(_SEEDS.value):
-            train(folder / f"{label}_seed{seed}", [*_with_file(shared), *own, f"--config.seed={seed}"])
+            train(folder / f"{label}_seed{seed}", [*shared, *own, f"--config.seed={seed}"])
     runs = rows_of(run for run in read_runs(folder) if run.label in rows)
     first = next(iter(rows))
     data, excluded = runs[first][0].data, runs[first][0].config["eval"]["exclude_seen"]
@@ -46,13 +49,19 @@ def main(argv: list[str]) -> None:
 
 
 def train(workdir: pathlib.Path, words: list[str]) -> None:
-    """Trains and tests one run unless that is done; ends with its status where it fails."""
+    """Trains and tests one run unless that is done; ends with its status where it fails.
+
+    Exits where the run was made with other words: it does not belong in the table.
+    """
+    words = [*words, f"--workdir={workdir}"]
     if (workdir / "eval.json").exists():
+        before = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["command"]
+        if before != shlex.join(["python", "train.py", *words]):
+            sys.exit(f"{workdir} was made by\n  {before}\nand not with these settings: name another --workdir")
         print(f"{workdir.name}: done before", flush=True)
         return
     print(f"{workdir.name}: {shlex.join(words)}", flush=True)
-    script = pathlib.Path(__file__).with_name("train.py")
-    done = subprocess.run([sys.executable, str(script), *words, f"--workdir={workdir}"])
+    done = subprocess.run([sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *words])
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -67,14 +76,6 @@ def _row(text: str) -> tuple[str, list[str]]:
     if not colon or not label.strip():
         raise app.UsageError(f"--row={text}: give its name, a colon, and --config.key=value as often as needed")
     return "_".join(label.split()), shlex.split(words)
-
-
-def _with_file(words: list[str]) -> list[str]:
-    """The words, with the configuration's file where it is a word of its own."""
-    at = words.index("--config") if "--config" in words else None
-    return (
-        words if at is None else [*words[:at], f"--config={sys.argv[sys.argv.index('--config') + 1]}", *words[at + 1 :]]
-    )
 
 
 if __name__ == "__main__":

@@ -328,7 +328,8 @@ def settled(config: Config, n_items: int, device: str) -> Config:
         return config
     loss = config.loss
     bound = {"cpu": config.auto.full_cpu, "gpu": config.auto.full_gpu, "tpu": config.auto.full_tpu}[device]
-    needs_all = loss.block > 0 or loss.label_smoothing > 0 or config.diffusion.estimate == "catalogue"
+    names_items = config.diffusion.estimate == "catalogue" and not config.model.sequential
+    needs_all = loss.block > 0 or loss.label_smoothing > 0 or names_items
     drawn = loss.batch_negatives > 0 or (n_items > bound and not needs_all)
     loss = dataclasses.replace(loss, negatives=config.auto.negatives if drawn else 0)
     optim = dataclasses.replace(config.optim, lazy_rows=drawn)

@@ -195,7 +195,7 @@ def top_k_from_disk(
 
     def read(number: int) -> np.ndarray:
         part = np.asarray(table[number * rows : (number + 1) * rows], np.float32)
-        return np.pad(part, ((0, rows - len(part)), (0, 0)))
+        return part if len(part) == rows else np.pad(part, ((0, rows - len(part)), (0, 0)))
 
     size = len(users.vectors), k
     best = jnp.full(size, -jnp.inf), jnp.zeros(size, jnp.int32)

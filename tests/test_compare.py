@@ -26,6 +26,9 @@ def test_rows_of_models_and_of_flags(tmp_path):
     table = done.stdout[done.stdout.index("\nrow ") :].splitlines()
     assert {line.split()[0] for line in table[3:5]} == {"caser", "narrow_caser"} and "popularity" in table[5]
     assert "[95 %]" in table[1]
+    other = run(tmp_path, *flags, "--config.train.steps", "6")
+    assert other.returncode == 1 and "caser_seed0 was made by\n  python train.py" in other.stderr
+    assert "name another --workdir" in other.stderr and "Traceback" not in other.stderr
     again = run(tmp_path, *flags)
     assert again.returncode == 0 and "caser_seed0: done before" in again.stdout
     assert again.stdout[again.stdout.index("\nrow ") :] == done.stdout[done.stdout.index("\nrow ") :]

@@ -307,6 +307,7 @@ def test_typo_on_the_command_line_is_rejected_with_a_hint(parse):
         (10**7, "cpu", {"loss.block": 512}, 0, False),
         (10**7, "cpu", {"loss.label_smoothing": 0.1}, 0, False),
         (10**7, "cpu", {"model.name": "t2diff_causal", "diffusion.estimate": "catalogue"}, 0, False),
+        (10**7, "cpu", {"model.name": "sasrec", "diffusion.estimate": "catalogue"}, 4096, True),
         (100, "cpu", {"loss.batch_negatives": 8}, 4096, True),
         (10**7, "cpu", {"loss.negatives": 0}, 0, False),
         (100, "cpu", {"loss.negatives": 9}, 9, False),

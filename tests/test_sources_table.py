@@ -6,7 +6,7 @@ import pytest
 from data_files import data_config, write
 
 from t2diff_jax.data.log import DataError
-from t2diff_jax.data.sources import load_log, text
+from t2diff_jax.data.sources import load_log, table, text
 from t2diff_jax.data.sources.features import encode_attributes, encode_categories
 
 HEADER = "user_id,item_id,timestamp"
@@ -63,7 +63,9 @@ def test_feature_files_beside_the_log(tmp_path):
     assert log.user_feature_sizes == (3, 2)
 
 
-def test_features_in_the_log_come_from_the_first_row(tmp_path):
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_features_in_the_log_come_from_the_first_row(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(table, "BLOCK", block)
     path = write(tmp_path / "a.csv", HEADER + ",genre,city", "1,10,1,a,Rome", "1,10,2,b,Oslo", "2,20,2,b,Oslo")
     log = load_log(data_config("table", path, table__category="genre", table__user_columns=("city",)))
     np.testing.assert_array_equal(log.categories, [[0], [1], [2]])

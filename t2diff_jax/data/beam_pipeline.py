@@ -7,6 +7,7 @@ put one after the other. Elements of the pipelines are blocks of rows, not rows.
 import functools
 import io
 import pathlib
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
@@ -50,8 +51,9 @@ def build_with_beam(
     Raises:
       DataError: nothing is left of the log. What a worker cannot read is an error of the runner, and names the line.
     """
-    scratch = epath.Path(shared) / "rows"
-    scratch.mkdir(parents=True, exist_ok=True)
+    # A name that nobody has used: what another run left there must be neither counted nor deleted.
+    scratch = epath.Path(shared) / f"rows_{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
     try:
         say(f"{parts.name}: counting the ids of {len(parts.files)} file(s) with Beam")
         users, items = _count(parts, sizes.block_rows, options, scratch)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from t2diff_jax.config import Config, ConfigError
 from t2diff_jax.data.log import DataError, InteractionLog
 from t2diff_jax.data.out_of_core import build_out_of_core
-from t2diff_jax.data.parts import Parts
 from t2diff_jax.data.prepared import write_log
 from t2diff_jax.data.sources import load_log, open_parts
 
@@ -44,26 +43,20 @@ def prepare(
         raise DataError(f"{out}: the folder is not empty; name another --out, or delete what is in it")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _prepare(parts, config, out, say, beam_options, shared)
+        if parts is None:
+            return write_log(load_log(config.data), out, config.data)
+        if beam_options is None:
+            return build_out_of_core(parts, out, config.data, config.prepare, say)
+        build = _build_with_beam()
+        return build(parts, out, config.data, config.prepare, say, beam_options, shared or str(out))
     except BaseException:
         shutil.rmtree(out)
         raise
 
 
-def _prepare(
-    parts: Parts | None,
-    config: Config,
-    out: pathlib.Path,
-    say: Callable[[str], None],
-    beam_options: Sequence[str] | None,
-    shared: str | None,
-) -> InteractionLog:
-    if parts is None:
-        return write_log(load_log(config.data), out, config.data)
-    if beam_options is None:
-        return build_out_of_core(parts, out, config.data, config.prepare, say)
+def _build_with_beam() -> Callable[..., InteractionLog]:
     try:
         from t2diff_jax.data.beam_pipeline import build_with_beam
     except ImportError as error:
-        raise ImportError("--beam needs Apache Beam; install it with: pip install 't2diff_jax[beam]'") from error
-    return build_with_beam(parts, out, config.data, config.prepare, say, beam_options, shared or str(out))
+        raise ImportError("--beam needs Apache Beam; install it with: pip install -e '.[beam]'") from error
+    return build_with_beam

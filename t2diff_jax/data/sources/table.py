@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from t2diff_jax.config import DataConfig, TableConfig
-from t2diff_jax.data.log import DataError, InteractionLog, ItemTable, UserTable
+from t2diff_jax.data.log import BLOCK, DataError, InteractionLog, ItemTable, UserTable
 from t2diff_jax.data.parts import Behaviours, Parts, load_parts
 from t2diff_jax.data.sources import features, text
 
@@ -170,10 +170,11 @@ def _feature_columns(
 def _first_rows(
     files: Sequence[epath.Path], log_ids: np.ndarray, id_column: str, columns: Sequence[str], keys: TableConfig
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Over all files again, block by block: the log may be larger than memory."""
     ids = np.unique(log_ids)
     missing = np.ones(len(ids), bool)
     values = {name: np.full(len(ids), "", object) for name in columns}
-    for table in (table for file in files for table in _read(file, (id_column, *columns), keys, None)):
+    for table in (table for file in files for table in _read(file, (id_column, *columns), keys, BLOCK)):
         found, first = np.unique(text.ids(table, id_column).astype(ids.dtype), return_index=True)
         at = np.searchsorted(ids, found)
         new = missing[at]
