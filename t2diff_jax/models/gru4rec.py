@@ -27,21 +27,26 @@ class GRUEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
         drop, width = nn.Dropout(self.dropout, deterministic=deterministic), x.shape[-1]
-        # One cell for all places.
+        # One cell for all places; what it takes from the inputs is made for all of them at once.
         layer = nn.scan(_Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         for i in range(self.layers):
             start = jnp.zeros((len(x), self.hidden), self.dtype)
-            x = layer(self.hidden, self.dtype, name=f"layer_{i}")(start, (drop(x), valid))[1]
+            inputs = nn.Dense(3 * self.hidden, dtype=self.dtype, name=f"input_{i}")(drop(x))
+            x = layer(self.hidden, self.dtype, name=f"layer_{i}")(start, (inputs, valid))[1]
         return nn.Dense(width, dtype=self.dtype, name="out")(drop(x))
 
 
 class _Cell(nn.Module):
+    """n = tanh(i_n + r * h_n), h' = z h + (1 - z) n, with the gates r, z = sigmoid(i + h) (Cho et al. 2014)."""
+
     hidden: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, state: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x, valid = inputs
-        following, _ = nn.GRUCell(self.hidden, dtype=self.dtype, name="cell")(state, x)
-        state = jnp.where(valid[:, None], following, state)
+        given, valid = inputs
+        own = nn.Dense(3 * self.hidden, dtype=self.dtype, kernel_init=nn.initializers.orthogonal(), name="state")(state)
+        reset, keep = jnp.split(nn.sigmoid((given + own)[:, : 2 * self.hidden]), 2, axis=-1)
+        new = jnp.tanh(given[:, 2 * self.hidden :] + reset * own[:, 2 * self.hidden :])
+        state = jnp.where(valid[:, None], keep * state + (1 - keep) * new, state)
         return state, state
