@@ -73,7 +73,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict(
         dict(
-            # t2diff | t2diff_causal | without a slot: sasrec | bert4rec | gru4rec | caser | mamba4rec | hstu
+            # t2diff | t2diff_causal | without a slot: sasrec | bert4rec | gru4rec | caser | mamba4rec | hstu | stosa |
+            # contrast_vae | diffurec | two_tower | dat | of several interests: mind | comirec_sa | comirec_dr | drim |
+            # mtmi
             name="t2diff",
             dim=64,  # D, width of an item representation
             category_dim=16,  # of which for categories (0 where the log has none)
@@ -86,9 +88,9 @@ def get_config() -> ConfigDict:
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
             positions="learned",  # learned (counted from the newest behaviour) | rotary (relative)
-            vectors=1,  # without a slot: vectors of a user, learned as a mixture (loss.merge)
+            vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
-            # From here to `slot`: of models with a slot.
+            # From here to `slot`: of models with a slot; two_tower, dat and mtmi have sessions too.
             session_length=10,  # k
             session_gap=0,  # seconds that end a session, at most k behaviours; 0: the last k (needs real_times)
             activation_hidden=64,  # hidden width of the activation unit of the target attention
@@ -106,7 +108,29 @@ def get_config() -> ConfigDict:
     config.model.caser = ConfigDict(dict(last=5, horizontal=16, vertical=4))  # behaviours it sees; filters of a kind
     # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim.
     config.model.mamba = ConfigDict(dict(state=32, conv=4, expand=2))
-    config.diffusion = ConfigDict(  # of models with a slot
+    config.model.two_tower = ConfigDict(dict(temperature=0.05))  # scores are cosines over it; 0: inner products
+    config.model.dat = ConfigDict(
+        dict(
+            behaviours=True,  # False: a user is an id and features alone
+            unknown_users=0.1,  # share of users whose id is hidden in training: what stands for ids never met
+            mimic=0.5,  # weight of either mimic loss
+            alignment=1.0,  # weight of the category alignment (where items have categories)
+        )
+    )
+    config.model.interests = ConfigDict(  # mind, comirec_sa, comirec_dr, drim, mtmi
+        dict(
+            number=4,  # K, at most so many vectors of a user
+            iterations=3,  # of routing
+            label_power=0.0,  # mind, drim: exponent of label-aware attention; 0: its limit, the nearest interest alone
+            # drim: what keeps interests apart: cosine | correlation | distance
+            diversity="cosine",
+            diversity_weight=0.1,  # drim, mtmi: weight beside the softmax
+            margin=0.5,  # mtmi: cosine, drim with distance: distance, from which on vectors are left alone
+        )
+    )
+    # Weights of divergence and contrast beside the cross-entropy; temperature of the contrast.
+    config.model.contrast_vae = ConfigDict(dict(kl_weight=0.001, contrast_weight=0.1, temperature=0.2))
+    config.diffusion = ConfigDict(  # of models with a slot, and of diffurec
         dict(
             schedule="exponential",  # exponential | linear | logarithmic
             steps=50,  # T
@@ -136,7 +160,7 @@ def get_config() -> ConfigDict:
             noise="request",
             scale_decay=0.99,  # decay of the running drift scale
             kl_weight=1.0,  # slot vae: weight of the divergence beside the square error
-            mixing=0.001,  # slot diffurec: mean and deviation of the weight with which a noised item is mixed in
+            mixing=0.001,  # diffurec, slot or model: mean and deviation of the weight with which noised items mix in
         )
     )
     config.loss = ConfigDict(
@@ -156,7 +180,8 @@ def get_config() -> ConfigDict:
             exclude_seen=False,
             label_smoothing=0.0,
             # How several vectors of a user make one probability (eval.merge ranks by it): softmax_mean: mean of their
-            # softmaxes | logsumexp: softmax of log sum_m exp of their scores, a vector weighs as much as its sum
+            # softmaxes | logsumexp: softmax of log sum_m exp of their scores, a vector weighs as much as its sum | max:
+            # an item is scored by the vector that likes it best
             merge="softmax_mean",
         )
     )
@@ -224,6 +249,7 @@ def get_config() -> ConfigDict:
             categories_per_item=1,
             content=0,  # width of content vectors; 0: none
             user_features=(),  # different values of each
+            users=1000,  # dat: rows of its table of users
             seen=256,  # earlier items of a user, where evaluation excludes them
         )
     )

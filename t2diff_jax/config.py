@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from t2diff_jax.config_rules import rules
+from t2diff_jax.config_rules import MODELS, WITH_SLOT, rules
 
 ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval")  # sections that may change from start to start
 
@@ -127,10 +127,48 @@ class MambaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TwoTowerConfig:
+    """`model.two_tower`: `configs/base.py` says what each key means."""
+
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DATConfig:
+    """`model.dat`: `configs/base.py` says what each key means."""
+
+    behaviours: bool
+    unknown_users: float
+    mimic: float
+    alignment: float
+
+
+@dataclasses.dataclass(frozen=True)
+class InterestsConfig:
+    """`model.interests`: `configs/base.py` says what each key means."""
+
+    number: int
+    iterations: int
+    label_power: float
+    diversity: typing.Literal["cosine", "correlation", "distance"]
+    diversity_weight: float
+    margin: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastVAEConfig:
+    """`model.contrast_vae`: `configs/base.py` says what each key means."""
+
+    kl_weight: float
+    contrast_weight: float
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """`model`: `configs/base.py` says what each key means."""
 
-    name: typing.Literal["t2diff", "t2diff_causal", "sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu"]
+    name: typing.Literal[MODELS]
     dim: int
     category_dim: int
     content_dim: int
@@ -155,11 +193,15 @@ class ModelConfig:
     bert_masked: float
     caser: CaserConfig
     mamba: MambaConfig
+    two_tower: TwoTowerConfig
+    dat: DATConfig
+    interests: InterestsConfig
+    contrast_vae: ContrastVAEConfig
 
     @property
     def sequential(self) -> bool:
-        """Whether the model is an encoder over the window alone, without a slot."""
-        return self.name not in ("t2diff", "t2diff_causal")
+        """Whether the model has no slot for a generated item."""
+        return self.name not in WITH_SLOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +243,7 @@ class LossConfig:
     window_negatives: bool
     exclude_seen: bool
     label_smoothing: float
-    merge: typing.Literal["softmax_mean", "logsumexp"]
+    merge: typing.Literal["softmax_mean", "logsumexp", "max"]
 
     @property
     def sampled(self) -> bool:
@@ -282,6 +324,7 @@ class DryRunConfig:
     categories_per_item: int
     content: int
     user_features: tuple[int, ...]
+    users: int
     seen: int
 
 

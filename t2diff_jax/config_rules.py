@@ -8,10 +8,15 @@ if typing.TYPE_CHECKING:
 
 Rules = list[tuple[bool, str, str]]
 
+WITH_SLOT = ("t2diff", "t2diff_causal")
+OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
+_MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
+MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
+
 
 def rules(config: "Config") -> Rules:
     """All rules, in the order in which they are told."""
-    parts = (data_rules, model_rules, diffusion_rules, slot_rules, loss_rules, run_rules)
+    parts = (data_rules, model_rules, rival_rules, diffusion_rules, slot_rules, loss_rules, run_rules)
     return [rule for part in parts for rule in part(config)]
 
 
@@ -87,14 +92,43 @@ def model_rules(c: "Config") -> Rules:
         (m.row_multiple >= 1, "model.row_multiple", "must be at least 1"),
         (m.vectors >= 1, "model.vectors", "must be at least 1"),
         (
-            m.vectors == 1 or m.sequential,
+            m.vectors == 1 or m.name in _MIXTURES,
             "model.vectors",
-            "is for models without a slot; others have diffusion.samples",
+            f"is for {', '.join(_MIXTURES)}; models with a slot have diffusion.samples, those of several interests "
+            "model.interests.number",
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.bert_masked <= 1, "model.bert_masked", "must be in [0, 1]"),
         (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
         (min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1, "model.mamba", "sizes must be at least 1"),
+    ]
+
+
+def rival_rules(c: "Config") -> Rules:
+    """Towers, interests and views of the models that T2Diff is measured against."""
+    m, i = c.model, c.model.interests
+    of_interests = m.name in OF_INTERESTS
+    return [
+        (m.two_tower.temperature >= 0, "model.two_tower.temperature", "must not be negative"),
+        (
+            m.name != "dat" or m.two_tower.temperature > 0,
+            "model.two_tower.temperature",
+            "must be positive for dat, whose vectors have length 1",
+        ),
+        (0 <= m.dat.unknown_users < 1, "model.dat.unknown_users", "must be in [0, 1)"),
+        (min(m.dat.mimic, m.dat.alignment) >= 0, "model.dat", "weights must not be negative"),
+        (min(i.number, i.iterations) >= 1, "model.interests", "number and iterations must be at least 1"),
+        (
+            min(i.label_power, i.diversity_weight) >= 0,
+            "model.interests",
+            "label_power and diversity_weight must not be negative",
+        ),
+        (not of_interests or c.eval.merge == "max", "eval.merge", "must be max for models of several interests"),
+        (
+            m.contrast_vae.temperature > 0 and min(m.contrast_vae.kl_weight, m.contrast_vae.contrast_weight) >= 0,
+            "model.contrast_vae",
+            "temperature must be positive, weights not negative",
+        ),
     ]
 
 
@@ -189,6 +223,11 @@ def loss_rules(c: "Config") -> Rules:
             "loss.block",
             "needs diffusion.estimate=vector: the other has a matrix of all targets and items of its own",
         ),
+        (
+            c.loss.block == 0 or (c.loss.merge != "max" and c.model.name != "mtmi"),
+            "loss.block",
+            "must be 0 with loss.merge=max, which mtmi always learns by",
+        ),
         (c.loss.negatives >= -1, "loss.negatives", "must be at least 0, or -1 for what `auto` says"),
         (c.auto.negatives >= 1, "auto.negatives", "must be at least 1"),
         (c.loss.batch_negatives >= 0, "loss.batch_negatives", "must not be negative"),
@@ -243,6 +282,7 @@ def run_rules(c: "Config") -> Rules:
             "categories, content and seen must not be negative, categories_per_item must be at least 1",
         ),
         (min(c.dry_run.user_features, default=1) >= 1, "dry_run.user_features", "must be at least 1 each"),
+        (c.dry_run.users >= 1, "dry_run.users", "must be at least 1"),
         (
             c.mesh.model >= 1 and (c.mesh.data == -1 or c.mesh.data >= 1),
             "mesh",

@@ -148,7 +148,7 @@ def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
         told.items,
     )
     categories = told.categories + 1 if told.categories else 0
-    args = categories, told.content, tuple(told.user_features), config.data.real_times
+    args = categories, told.content, tuple(told.user_features), config.data.real_times, told.users
     return catalogue, Sizes(rows, config.data.window, *args)
 
 

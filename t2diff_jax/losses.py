@@ -26,6 +26,8 @@ def full_softmax(
     evenly over the allowed items. A target that is not among them gives +inf.
     """
     logits = jnp.einsum("qmu,ru->qmr", users, table, preferred_element_type=jnp.float32)
+    if merge == "max":
+        logits = logits.max(axis=1, keepdims=True)
     logits = jnp.where(allowed[:, None], logits, -jnp.inf)
     positive = jnp.take_along_axis(logits, targets[:, None, None], axis=-1)[..., 0]
     if label_smoothing:
@@ -39,7 +41,8 @@ def mixture(positives: Float[Array, "*Q M"], log_totals: Float[Array, "*Q M"], m
 
     positives: score of the target with each vector; log_totals: log of the sum of e^score over its candidates.
     merge: "softmax_mean": the mean of the M softmaxes, all of equal weight. "logsumexp": the softmax of
-      log sum_m e^<u_m, e_i>, in which a vector weighs as much as its sum over the candidates.
+      log sum_m e^<u_m, e_i>, in which a vector weighs as much as its sum over the candidates. "max": M = 1, since
+      every item has already been scored by the vector that likes it best.
     """
     possible = (positives > -jnp.inf).any(axis=-1)
     # Elsewhere the gradient of what is masked later would be NaN.
@@ -183,6 +186,8 @@ def sampled_softmax(
             counts &= (jnp.arange(own_ids.shape[1])[None] > places)[None]
         logits.append(jnp.where(counts[:, :, None], certain, -jnp.inf))
     logits.append(jnp.where(hidden[:, :, None], -jnp.inf, shared))
+    if merge == "max":
+        positive, *logits = (a.max(axis=2, keepdims=True) for a in (positive, *logits))
     return mixture(positive, jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1), merge)
 
 

@@ -68,6 +68,7 @@ class Sizes:
       content: F, width of the content vectors; 0 where there are none.
       user_features: ids per user feature with id 0 for "unknown".
       lags: whether batches carry time lags.
+      users: users of the log.
     """
 
     rows: int
@@ -76,6 +77,7 @@ class Sizes:
     content: int
     user_features: tuple[int, ...]
     lags: bool
+    users: int
 
 
 @runtime_checkable

@@ -18,8 +18,10 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 ITEMS, ROWS, WINDOW = 12, 16, 6
 CATEGORIES, CONTENT, USER_FEATURES = 4, 3, (3, 4)
-SIZES = Sizes(rows=ROWS, window=WINDOW, categories=CATEGORIES, content=CONTENT, user_features=USER_FEATURES, lags=True)
-PLAIN = Sizes(rows=ROWS, window=WINDOW, categories=0, content=0, user_features=(), lags=False)
+SIZES = Sizes(
+    rows=ROWS, window=WINDOW, categories=CATEGORIES, content=CONTENT, user_features=USER_FEATURES, lags=True, users=20
+)
+PLAIN = Sizes(rows=ROWS, window=WINDOW, categories=0, content=0, user_features=(), lags=False, users=20)
 
 
 def small_config(**changes: object) -> Config:

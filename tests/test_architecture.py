@@ -12,7 +12,7 @@ PARTS = [
     {"data"},
     {"diffusion"},
     {"nn"},
-    {"seen", "blocked_softmax", "losses", "metrics"},
+    {"seen", "blocked_softmax", "losses", "metrics", "repel"},
     {"models"},
     {"retrieval", "optim", "negatives", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},

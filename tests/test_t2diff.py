@@ -348,7 +348,7 @@ def test_parameters_of_the_papers_configuration():
     config.model.update(dim=4, category_dim=2, content_dim=0, layers=1, heads=2, hidden=64, activation_hidden=4)
     config.model.update(user_tower="concat", item_tower="dense", attend_self=False, row_multiple=1)
     config.diffusion.filters = (4, 8, 16, 32)
-    sizes = Sizes(rows=3706 + 1, window=50, categories=18 + 1, content=0, user_features=(), lags=False)
+    sizes = Sizes(rows=3706 + 1, window=50, categories=18 + 1, content=0, user_features=(), lags=False, users=20)
     params = parameters(config, sizes)
     assert count(params["items"]) == (3706 + 1) * 2 + (18 + 1) * 2
     assert count(params["item_tower"]) == dense(4, 8) + norm(8)
@@ -365,7 +365,7 @@ def test_parameters_of_the_papers_configuration():
 
 
 def test_parameters_of_the_base_configuration():
-    sizes = Sizes(rows=1008, window=50, categories=12 + 1, content=0, user_features=(), lags=True)
+    sizes = Sizes(rows=1008, window=50, categories=12 + 1, content=0, user_features=(), lags=True, users=20)
     params = parameters(base.get_config(), sizes)
     assert count(params["items"]) == 1008 * 48 + 13 * 16
     session = (10 + 1) * 64 + 2 * block(64, 256) + norm(64)

@@ -794,7 +794,7 @@ def test_bfloat16_is_close_to_float32():
 def test_parameters_of_the_base_configuration():
     config = base.get_config()
     config.model.name = "t2diff_causal"
-    sizes = Sizes(rows=1008, window=50, categories=12 + 1, content=0, user_features=(3, 4), lags=True)
+    sizes = Sizes(rows=1008, window=50, categories=12 + 1, content=0, user_features=(3, 4), lags=True, users=20)
     params = parameters(config, sizes)
     assert count(params["items"]) == 1008 * 48 + 13 * 16
     assert count(params["users"]) == (3 + 4) * 8

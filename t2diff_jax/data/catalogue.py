@@ -35,6 +35,7 @@ def make_sizes(log: InteractionLog, catalogue: Catalogue, config: Config) -> Siz
         content=0 if log.content is None else log.content.shape[1],
         user_features=() if log.user_features is None else tuple(log.user_feature_sizes),
         lags=config.data.real_times,
+        users=log.n_users,
     )
 
 

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2diff_jax.models.sequential import SequentialNet, causal_mask
+from t2diff_jax.models.sequential import SequentialNet
+from t2diff_jax.models.visible import causal_mask
 from t2diff_jax.nn.attention import TransformerEncoder
 from t2diff_jax.types import Batch
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import LossConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding, next_items, step_items
+from t2diff_jax.models.visible import causal_mask
 from t2diff_jax.nn.embeddings import UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
@@ -58,9 +59,14 @@ class SequentialNet(nn.Module):
         """e(i), [..., D]."""
         return self.items(ids, catalogue)
 
+    def scored(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
+        """What the encoder's states are multiplied with: e(i) itself, [..., D]; ids None: of all rows."""
+        return e
+
     def score_vectors(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
-        """The scored item vector is e(i) itself [..., D], and its signature if there is a history sketch [..., U]."""
-        return jnp.concatenate([e, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else e
+        """The scored item vectors [..., U]: `scored`, with its signature if there is a history sketch."""
+        scored = self.scored(e, ids)
+        return jnp.concatenate([scored, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else scored
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
@@ -75,21 +81,19 @@ class SequentialNet(nn.Module):
         users = h[:, :, None]
         if self.model.vectors > 1:
             users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
+        return self.with_sketch(users, x, batch)
+
+    def with_sketch(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+        """The users [B, L, M, .] and, if there is one, the history sketch of each [B, L, M, U]."""
         if not self.model.sketch_dim:
             return users
-        causal = causal_mask(batch)
-        each = [self.sketch(users[:, :, m], x, batch["history"], causal) for m in range(self.model.vectors)]
+        scored, causal = self.scored(x, batch["history"]), causal_mask(batch)
+        each = [self.sketch(users[:, :, m], scored, batch["history"], causal) for m in range(users.shape[2])]
         return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
         """Touches every parameter, for `init`."""
         return self.user(self.embed(batch["history"], catalogue), batch, deterministic=True)
-
-
-def causal_mask(batch: Batch) -> jax.Array:
-    """Which behaviours a place may see: those that are there, up to itself; bool [B, L, L]."""
-    valid = batch["history"] > 0
-    return jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
 
 
 @dataclasses.dataclass(frozen=True)

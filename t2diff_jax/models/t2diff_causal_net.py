@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import DiffusionConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding
+from t2diff_jax.models.visible import past_and_session
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention, TransformerEncoder, lag_bucket
 from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
 from t2diff_jax.nn.embeddings import UserFeatures
@@ -57,7 +58,7 @@ class T2DiffCausalNet(nn.Module):
         if m.slot == "gan":
             self.critic = head(1)
         if m.slot == "diffurec":
-            self.denoiser = WindowDenoiser(m.dim, m.layers, m.heads, m.hidden, rotary, d.step_dim, d.mixing, dtype)
+            self.denoiser = WindowDenoiser(m.dim, m.layers, m.heads, m.hidden, 0.0, rotary, d.step_dim, d.mixing, dtype)
 
     def item_table(self, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]."""
@@ -113,7 +114,7 @@ class T2DiffCausalNet(nn.Module):
 
     def denoise_window(self, z: jax.Array, r: jax.Array, x: jax.Array, mask: jax.Array, share: jax.Array) -> jax.Array:
         """Slot diffurec: see `nn.denoiser.WindowDenoiser`."""
-        return self.denoiser(z, r, x, mask, share)
+        return self.denoiser(z, r, x, mask, share, deterministic=True)
 
     def user(
         self, x: jax.Array, states: jax.Array, slots: jax.Array | None, batch: Batch, *, last: bool, deterministic: bool
@@ -128,7 +129,7 @@ class T2DiffCausalNet(nn.Module):
             # Without a behaviour there is nothing to generate from.
             slots = self.slot_dropout(self.item_norm(slots), deterministic=deterministic)
             query = query + self.slot_in(slots * (batch["history"][:, first:] > 0)[..., None])
-        past, session = self._visible(batch, first)
+        past, session = past_and_session(self.model, batch, first)
         h_s = self.session(query, states, session, deterministic=deterministic)
         lag = self._lags(batch["age"], first) if self.sizes.lags else None
         h_l = self.target_attention(self.item_norm(x), h_s, past, lag)
@@ -141,20 +142,6 @@ class T2DiffCausalNet(nn.Module):
         if not self.model.sketch_dim:
             return users
         return jnp.concatenate([users, self.sketch(users, self.item_tower(x), batch["history"], past)], axis=-1)
-
-    @nn.nowrap
-    def _visible(self, batch: Batch, first: int) -> tuple[jax.Array, jax.Array]:
-        """Behaviours that positions first.. may see, [B, P, L]: all up to their own; those of the session they end."""
-        place, gap = jnp.arange(batch["history"].shape[1]), self.model.session_gap
-        distance = place[first:, None] - place[None]
-        past = (distance >= 0)[None] & (batch["history"] > 0)[:, None]
-        session = past & (distance < self.model.session_length)[None]
-        if gap:
-            age = batch["age"]
-            breaks = jnp.pad(age[:, :-1] - age[:, 1:] > gap, ((0, 0), (1, 0)))
-            part = jnp.cumsum(breaks, axis=1)
-            session = session & (part[:, first:, None] == part[:, None])
-        return past, session
 
     @nn.nowrap
     def _lags(self, age: jax.Array, first: int) -> jax.Array:

@@ -58,6 +58,7 @@ class WindowDenoiser(nn.Module):
     layers: int
     heads: int
     hidden: int
+    dropout: float
     rotary: bool
     step_dim: int
     mixing: float
@@ -71,10 +72,13 @@ class WindowDenoiser(nn.Module):
         x: Float[Array, "B L D"],
         mask: Bool[Array, "B L"],
         share: Float[Array, "B L D"],
+        *,
+        deterministic: bool,
     ) -> Float[Array, "B L D"]:
         """Estimate of z_0, float32; share: standard normal, of which the shares are made."""
         step = nn.Dense(self.features, dtype=self.dtype, name="step")(step_embedding(r, self.step_dim))
         mixed = (x + self.mixing * (1 + share) * (z + step)) * mask[..., None]
         causal = jnp.tri(mask.shape[1], dtype=bool)[None] & mask[:, None, :]
-        encoder = TransformerEncoder(self.layers, self.heads, self.hidden, 0.0, self.rotary, self.dtype, name="encoder")
-        return nn.Dense(self.features, dtype=jnp.float32, name="out")(encoder(mixed, causal, deterministic=True))
+        args = self.layers, self.heads, self.hidden, self.dropout, self.rotary, self.dtype
+        states = TransformerEncoder(*args, name="encoder")(mixed, causal, deterministic=deterministic)
+        return nn.Dense(self.features, dtype=jnp.float32, name="out")(states)

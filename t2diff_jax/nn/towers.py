@@ -65,6 +65,37 @@ class MixedAttention(nn.Module):
         return encoded.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1).astype(self.dtype)
 
 
+class Tower(nn.Module):
+    """A tower of one hidden layer: dense, GELU, dropout, dense; float32."""
+
+    hidden: int
+    output_dim: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... F"], *, deterministic: bool) -> Float[Array, "... U"]:
+        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        return nn.Dense(self.output_dim, dtype=jnp.float32, name="out")(h)
+
+
+class Towers(nn.Module):
+    """K towers side by side, each with weights of its own."""
+
+    number: int
+    hidden: int
+    output_dim: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... F"], *, deterministic: bool) -> Float[Array, "... K U"]:
+        args = self.hidden, self.output_dim, self.dropout, self.dtype
+        towers = [Tower(*args, name=f"tower_{k}") for k in range(self.number)]
+        return jnp.stack([tower(x, deterministic=deterministic) for tower in towers], axis=-2)
+
+
 class ItemTower(nn.Module):
     """Scored item vector of e(i): `identity`, or one dense layer, ELU, layer norm (the paper's)."""
 

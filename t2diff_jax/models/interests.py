@@ -1,0 +1,89 @@
+"""What models of several interests share: K vectors of a user, of which the one nearest to an item scores it.
+
+They are searched together and merged by maximum (`eval.merge`). In training the target says which interest speaks
+(label-aware attention, Li et al. 2019): the softmax over the catalogue is that of the chosen vector alone.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t2diff_jax.losses import weighted_mean
+from t2diff_jax.models.objective import next_items, step_items
+from t2diff_jax.models.sequential import Sequential, SequentialNet
+from t2diff_jax.types import Batch, Catalogue, Variables
+
+
+class InterestNet(SequentialNet):
+    """K = `model.interests.number` vectors after every behaviour."""
+
+    def interests(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """[B, L, K, D] of the normed item vectors x [B, L, D]."""
+        raise NotImplementedError
+
+    def active(self, batch: Batch) -> jax.Array:
+        """Which of the K there are after every behaviour, bool [B, L, K]: all."""
+        return jnp.ones((*batch["history"].shape, self.model.interests.number), bool)
+
+    def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """The K vectors, user features added to each, float32 [B, L, K, U]."""
+        users = self.interests(self.item_norm(x), batch, deterministic=deterministic).astype(jnp.float32)
+        if self.sizes.user_features:
+            users = users + self.user_out(self.users(batch["user_features"]))[:, None, None]
+        return self.with_sketch(users, x, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiInterest(Sequential):
+    """The retriever of an `InterestNet`: see `types.Retriever`."""
+
+    def encode_user(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The vectors after the last behaviour, [B, K, U], and which of them there are; the key is not used."""
+        users, _ = super().encode_user(variables, catalogue, batch, key)
+        return users, self._active(variables, batch)[:, -1]
+
+    def loss(
+        self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """Cross-entropy of the next item under the interests that the target chooses, and what keeps these apart."""
+        params = {"params": variables["params"]}
+        items = step_items(self.net, params, catalogue, self.loss_config, batch)
+        history, (targets, weights) = batch["history"], next_items(batch)
+        args = dict(deterministic=False, method="user", rngs={"dropout": key})
+        users, active = self.net.apply(params, items.lookup(history), batch, **args), self._active(variables, batch)
+        wanted = self.net.apply(params, items.lookup(targets), targets, method="score_vectors")
+        spoken = self.spoken(users, active, wanted)
+        loss = items.cross_entropy(spoken, targets, weights, history)
+        apart = weighted_mean(self.repel(users[..., : self.model.dim], active), weights)
+        total = loss + self.model.interests.diversity_weight * apart
+        return total, ({"loss_tower": loss, "loss_repel": apart}, variables["stats"])
+
+    def spoken(self, users: jax.Array, active: jax.Array, wanted: jax.Array) -> jax.Array:
+        """The vectors of which the softmax is learned, [B, L, M, U]: one, that the target's vector chooses."""
+        return label_aware(users, active, wanted, self.model.interests.label_power)[:, :, None]
+
+    def repel(self, users: jax.Array, active: jax.Array) -> jax.Array:
+        """What is to be small lest the vectors [B, L, K, D] become alike, [B, L]: nothing."""
+        return jnp.zeros(users.shape[:2])
+
+    def _active(self, variables: Variables, batch: Batch) -> jax.Array:
+        return self.net.apply({"params": variables["params"]}, batch, method="active")
+
+
+def label_aware(users: jax.Array, active: jax.Array, wanted: jax.Array, power: float) -> jax.Array:
+    """The interests [B, L, K, U] weighed by softmax(<u_k, v>^power), [B, L, U]; power 0: its limit, the nearest alone.
+
+    The power keeps the sign of the product, so that an interest opposed to the target is never preferred.
+    """
+    products = jnp.einsum("blku,blu->blk", users, wanted)
+    raised = jnp.sign(products) * jnp.abs(products) ** power if power else products
+    lowest = jnp.finfo(products.dtype).min
+    if power:
+        shares = jnp.where(active, jax.nn.softmax(jnp.where(active, raised, lowest), axis=-1), 0)
+        return jnp.einsum("blk,blku->blu", shares, users)
+    chosen = jnp.argmax(jnp.where(active, raised, lowest), axis=-1)
+    return jnp.take_along_axis(users, chosen[:, :, None, None], axis=2)[:, :, 0]

@@ -1,0 +1,39 @@
+"""Dynamic routing of behaviours to interests (Sabour et al. 2017; for users MIND, Li et al. 2019)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def squash(z: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """|z|^2 / (1 + |z|^2) z / |z|; 0 for a zero vector, with a finite gradient."""
+    square = jnp.square(z).sum(axis=-1, keepdims=True)
+    return z * square / (1 + square) * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
+def route(
+    votes: Float[Array, "B L K D"],
+    start: Float[Array, "#B P L K"],
+    sees: Bool[Array, "B P L"],
+    active: Bool[Array, "B P K"],
+    iterations: int,
+) -> Float[Array, "B P K D"]:
+    """K interests of each of P places from the votes of the behaviours that it sees.
+
+    Per iteration a behaviour spreads one unit over the active interests, w = softmax_k(b); an interest is the squashed
+    sum of w times the votes; b grows by the product of vote and interest. Only the last iteration has a gradient. What
+    is not active, or sees nothing, is zero.
+
+    start: the first b. Where the votes for all interests are alike it must differ between them, or they stay alike.
+    """
+
+    def interests(b: Array, votes: Array) -> Array:
+        among = jnp.where(active[:, :, None], b, jnp.finfo(b.dtype).min)
+        shares = jnp.where(active[:, :, None] & sees[..., None], jax.nn.softmax(among, axis=-1), 0)
+        return squash(jnp.einsum("bplk,blkd->bpkd", shares, votes))
+
+    still = jax.lax.stop_gradient(votes)
+    b = jnp.broadcast_to(start, (*sees.shape, votes.shape[2]))
+    for _ in range(iterations - 1):
+        b = b + jnp.einsum("bpkd,blkd->bplk", interests(b, still), still)
+    return interests(b, votes)
