@@ -33,5 +33,6 @@ def _cosines(vectors: Array) -> Array:
 
 
 def _over_pairs(values: Array, active: Array) -> Array:
-    pairs = active[..., :, None] & active[..., None, :] & ~jnp.eye(active.shape[-1], dtype=bool)
+    others = jnp.broadcast_to(~jnp.eye(active.shape[-1], dtype=bool), values.shape)
+    pairs = active[..., :, None] & active[..., None, :] & others
     return jnp.where(pairs, values, 0).sum(axis=(-1, -2)) / jnp.maximum(pairs.sum(axis=(-1, -2)), 1)

@@ -236,6 +236,13 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+def test_the_best_vector_scores_an_item_by_hand():
+    """Odds of two vectors: 3, 1 of the target, 2, 4 of another item; the softmax of the greater ones is 3 of 7."""
+    users, table = jnp.log(jnp.array([[[3.0, 2.0], [1.0, 4.0]]])), jnp.eye(2)
+    loss = full_softmax(users, table, jnp.array([0]), jnp.ones((1, 2), bool), label_smoothing=0.0, merge="max")
+    np.testing.assert_allclose(loss, [np.log(7 / 3)], rtol=1e-6)
+
+
 def test_a_mixture_by_hand():
     """Shares 3 of 6 and 1 of 8. Mean of the softmaxes: 5/16. One softmax of the sums: 4 of 14."""
     positives, totals = jnp.log(jnp.array([[3.0, 1.0]])), jnp.log(jnp.array([[6.0, 8.0]]))
@@ -259,7 +266,7 @@ def test_the_limits_of_a_mixture(merge):
         assert not any(map(np.any, gradients))
 
 
-@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp", "max"])
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
     """Three vectors at every position, without the seen; value and gradient."""
@@ -274,6 +281,8 @@ def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
     def slow(users, table):
         def chance(user, items, target):
             odds = jnp.exp(user @ table[jnp.array(items)].T)
+            if merge == "max":
+                odds = odds.max(axis=0, keepdims=True)
             if merge == "softmax_mean":
                 odds = odds / odds.sum(axis=1, keepdims=True)
             return odds[:, items.index(target)].sum() / odds.sum()
@@ -285,15 +294,17 @@ def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
     terms = []
     for user, i, t in zip(np.asarray(users), kept, targets.tolist(), strict=True):
         odds = np.exp(user @ np.asarray(TABLE)[i].T)
+        if merge == "max":
+            odds = odds.max(axis=0, keepdims=True)
         shares = odds[:, i.index(t)] / odds.sum(axis=1)
-        weight = np.full(3, 1 / 3) if merge == "softmax_mean" else odds.sum(axis=1) / odds.sum()
+        weight = np.full(len(odds), 1 / len(odds)) if merge == "softmax_mean" else odds.sum(axis=1) / odds.sum()
         terms.append(-np.log(weight @ shares))
     np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
     for got, wanted in zip(gradients, jax.grad(slow, argnums=(0, 1))(users, TABLE), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp", "max"])
 def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_them(merge):
     """With two vectors a user."""
     users, targets = jnp.asarray(normal(3, 2, 3, 2, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])

@@ -25,9 +25,10 @@ from model_cases import (
 
 from t2diff_jax.models import build_retriever
 from t2diff_jax.models.bert4rec import masked_places
+from t2diff_jax.models.stosa import STOSANet
 from t2diff_jax.negatives import with_negatives
 
-NAMES = ("sasrec", "gru4rec", "caser", "mamba4rec", "hstu")
+NAMES = ("sasrec", "gru4rec", "caser", "mamba4rec", "hstu", "stosa", "two_tower")
 CATALOGUE, BATCH = make_catalogue(), make_batch()
 VALID = np.asarray(BATCH["history"]) > 0
 SIZE = dict(model__caser__last=6, model__caser__horizontal=3, model__caser__vertical=2, model__mamba__state=3)
@@ -73,7 +74,8 @@ def model(name):
 
 def test_the_user_is_the_last_state(model):
     users, mask = model.encode(model.variables, BATCH)
-    assert users.shape == (5, 1, 8 + 4) and users.dtype == jnp.float32 and mask.all()
+    width = 17 if model.retriever.kind is STOSANet else 8
+    assert users.shape == (5, 1, width + 4) and users.dtype == jnp.float32 and mask.all()
     np.testing.assert_allclose(users, model.states(model.variables, BATCH)[:, -1], rtol=1e-5, atol=1e-6)
 
 
@@ -366,6 +368,99 @@ def test_hstu_by_hand(sizes):
     check(states, expected, batch)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_two_towers_by_hand(temperature):
+    """One hidden layer over the means of history and session, one over e(i); cosines where there is a temperature."""
+    retriever, batch = make("two_tower", PLAIN, model__two_tower__temperature=temperature), make_batch(sizes=PLAIN)
+    variables = {"params": drawn(retriever.init, CATALOGUE, batch)}
+    p, e = float64(variables["params"]), jnp.asarray(normal(3, *batch["history"].shape, 8))
+
+    def towers(net):
+        return net.user(e, batch, deterministic=True), net.scored(e, batch["history"])
+
+    users, items = (np.asarray(a) for a in quick_jit(lambda v: nn.apply(towers, retriever.net)(v))(variables))
+
+    def tower(p, x):
+        v = dense(p["out"], np.asarray(jax.nn.gelu(dense(p["hidden"], x))))
+        return v / np.linalg.norm(v, axis=-1, keepdims=True) if temperature else v
+
+    x = norm(p["item_norm"], np.asarray(e, np.float64))
+    np.testing.assert_allclose(items, tower(p["item_tower"], x), rtol=1e-3, atol=1e-4)
+    for b, valid in enumerate(np.asarray(batch["history"]) > 0):
+        for j in np.flatnonzero(valid):
+            past = [i for i in range(j + 1) if valid[i]]
+            means = np.concatenate([x[b, past].mean(axis=0), x[b, past[-3:]].mean(axis=0)])
+            expected = tower(p["encoder"]["tower_0"], means) / (temperature or 1)
+            np.testing.assert_allclose(users[b, j, 0, :8], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_stosa_by_hand():
+    """States and scores, place by place, from what the definition says of Gaussians; rotation aside."""
+    retriever = make("stosa", PLAIN, model__heads=2)
+    batch = make_batch(sizes=PLAIN)
+    variables = {"params": drawn(retriever.init, make_catalogue(PLAIN), batch)}
+    mean, spread = normal(3, *batch["history"].shape, 8), normal(4, *batch["history"].shape, 8)
+    causal = np.tri(6, dtype=bool)[None] & (np.asarray(batch["history"]) > 0)[:, None]
+
+    def encode(net, mean, spread):
+        return net.encoder(mean, spread, jnp.asarray(causal), deterministic=True)
+
+    states = quick_jit(lambda v, *args: nn.apply(encode, retriever.net)(v, *args))(variables, mean, spread)
+    p = float64(variables["params"]["encoder"])
+
+    def split(part, x):
+        return np.einsum("ld,dhe->lhe", x, p[part]["kernel"]) + p[part]["bias"]
+
+    def mixed(part, x):
+        return np.einsum("he,hed->d", x, p[part]["kernel"]) + p[part]["bias"]
+
+    def positive(x):
+        return np.where(x > 0, x, np.expm1(np.minimum(x, 0))) + 1
+
+    def feed(kind, x):
+        h = dense(p[f"hidden_{kind}_0"], norm(p[f"norm_hidden_{kind}_0"], x))
+        return x + dense(p[f"out_{kind}_0"], positive(h) - 1)
+
+    for b in range(5):
+        m, s = (a[b].astype(np.float64) + p[f"positions_{n}"] for a, n in ((mean, "mean"), (spread, "spread")))
+        m_in, s_in = norm(p["norm_attention_mean_0"], m), norm(p["norm_attention_spread_0"], s)
+        qm, km, vm = (split(f"{part}_mean_0", m_in) for part in ("query", "key", "value"))
+        qs, ks, vs = (positive(split(f"{part}_spread_0", s_in)) for part in ("query", "key", "value"))
+        for j in np.flatnonzero(causal[b, -1]):
+            seen = np.flatnonzero(causal[b, j])
+            distance = ((qm[j] - km[seen]) ** 2).sum(-1) + ((np.sqrt(qs[j]) - np.sqrt(ks[seen])) ** 2).sum(-1)
+            odds = np.exp(-distance / 2.0)  # over the root of the width of a head
+            share = odds / odds.sum(axis=0)
+            out_m = feed("mean", m[j] + mixed("mix_mean_0", np.einsum("lh,lhe->he", share, vm[seen])))
+            out_s = feed("spread", s[j] + mixed("mix_spread_0", np.einsum("lh,lhe->he", share**2, vs[seen])))
+            np.testing.assert_allclose(states[0][b, j], norm(p["norm_mean"], out_m), rtol=2e-3, atol=2e-4)
+            np.testing.assert_allclose(states[1][b, j], norm(p["norm_spread"], out_s), rtol=2e-3, atol=2e-4)
+
+
+def test_stosa_scores_are_distances():
+    """A score and the squared length of the user's point make minus the squared 2-Wasserstein distance."""
+    retriever, catalogue, batch = (
+        make("stosa", PLAIN, model__sketch_dim=0),
+        make_catalogue(PLAIN),
+        make_batch(sizes=PLAIN),
+    )
+    params = {"params": drawn(retriever.init, catalogue, batch)}
+
+    @quick_jit
+    def encoded(params):
+        users, _ = retriever.encode_user(params, catalogue, batch, jax.random.key(0))
+        table = retriever.net.apply(params, catalogue, method="item_table")
+        return users, retriever.encode_items(params, catalogue), table
+
+    users, items, e = (np.asarray(a, np.float64) for a in encoded(params))
+    deviation = np.sqrt(np.where(e[:, 8:] > 0, e[:, 8:], np.expm1(np.minimum(e[:, 8:], 0))) + 1)
+    u = users[0, 0]
+    m, s = u[:8] / 2, u[8:16] / 2 + 1
+    distance = ((m - e[:, :8]) ** 2).sum(axis=1) + ((s - deviation) ** 2).sum(axis=1)
+    scores = items @ u - ((u[:16] / 2) ** 2).sum()
+    np.testing.assert_allclose(scores, -distance, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -373,8 +468,12 @@ def test_hstu_by_hand(sizes):
         ("caser", sum(h * 8 * 3 + 3 for h in range(1, 7)) + 6 * 2 + (6 * 3 + 2 * 8) * 8 + 8 + (8 * 8 + 8)),
         ("mamba4rec", 8 * 32 + (4 * 16 + 16) + 16 * 7 + (16 + 16) + 16 * 3 + 16 + 16 * 8 + 2 * (8 * 8 + 8) + 4 * 8),
         ("hstu", 2 * 2 * 8 + 8 * 32 + (8 * 8 + 8) + 6),
+        ("stosa", 2 * (6 * 8 + 3 * 2 * 8 + 3 * (8 * 8 + 8) + (8 * 8 + 8) + 2 * (8 * 8 + 8))),
+        ("two_tower", (16 * 8 + 8) + (8 * 8 + 8)),
     ],
 )
 def test_number_of_parameters(name, expected):
-    params = run_encoder(name)[0]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    variables = jax.eval_shape(
+        make(name, PLAIN).init, jax.random.key(0), make_catalogue(PLAIN), make_batch(sizes=PLAIN)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["encoder"])) == expected

@@ -123,5 +123,5 @@ def alignment(vectors: jax.Array, categories: jax.Array, weights: jax.Array, kin
     square = jnp.einsum("nc,nd,ne->cde", member, flat, flat)
     centred = square - count[:, None, None] * mean[:, :, None] * mean[:, None, :]
     covariance = centred / jnp.maximum(count - 1, 1)[:, None, None]
-    difference = jnp.square(covariance - covariance[jnp.argmax(count)]).sum(axis=(1, 2))
+    difference = jnp.square(covariance - covariance[jnp.argmax(count)][None]).sum(axis=(1, 2))
     return jnp.where(count >= 2, difference, 0).sum()
