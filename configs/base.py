@@ -106,8 +106,9 @@ def get_config() -> ConfigDict:
         )
     )
     config.model.caser = ConfigDict(dict(last=5, horizontal=16, vertical=4))  # behaviours it sees; filters of a kind
-    # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim.
-    config.model.mamba = ConfigDict(dict(state=32, conv=4, expand=2))
+    # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim; places whose
+    # states are held at a time (on a CPU few stay in its cache; 0: all at once).
+    config.model.mamba = ConfigDict(dict(state=32, conv=4, expand=2, chunk=4))
     config.model.two_tower = ConfigDict(dict(temperature=0.05))  # scores are cosines over it; 0: inner products
     config.model.dat = ConfigDict(
         dict(

@@ -124,6 +124,7 @@ class MambaConfig:
     state: int
     conv: int
     expand: int
+    chunk: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,11 @@ def model_rules(c: "Config") -> Rules:
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.bert_masked <= 1, "model.bert_masked", "must be in [0, 1]"),
         (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
-        (min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1, "model.mamba", "sizes must be at least 1"),
+        (
+            min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,
+            "model.mamba",
+            "sizes must be at least 1, chunk at least 0",
+        ),
     ]
 
 

@@ -25,6 +25,7 @@ from model_cases import (
 
 from t2diff_jax.models import build_retriever
 from t2diff_jax.models.bert4rec import masked_places
+from t2diff_jax.models.mamba4rec import selective_scan
 from t2diff_jax.models.stosa import STOSANet
 from t2diff_jax.negatives import with_negatives
 
@@ -345,6 +346,32 @@ def test_mamba4rec_by_hand():
             hidden = np.asarray(jax.nn.gelu(dense(p["hidden_0"], mixed)))
             expected[b, j] = norm(p["norm_out_0"], mixed + dense(p["out_0"], hidden))
     check(states, expected, batch)
+
+
+def test_a_scan_may_be_cut():
+    """In chunks that do not divide the window, too: values and gradients are those of one place after another."""
+    delta, u, b, c = (
+        jnp.exp(normal(0, 2, 7, 3)),
+        *(jnp.asarray(normal(i, 2, 7, n)) for i, n in ((1, 3), (2, 4), (3, 4))),
+    )
+    a = jnp.exp(normal(4, 3, 4))
+
+    def slow(delta, u, b, c, a):
+        h, y = jnp.zeros((2, 3, 4)), []
+        for t in range(7):
+            h = jnp.exp(-delta[:, t, :, None] * a[None]) * h + (delta * u)[:, t, :, None] * b[:, t, None]
+            y.append(jnp.einsum("bes,bs->be", h, c[:, t]))
+        return jnp.stack(y, axis=1)
+
+    def gradients(scan, *rest):
+        of = jax.grad(lambda *args: (scan(*args, *rest) ** 2).sum(), argnums=(0, 1, 2, 3, 4))
+        return quick_jit(of)(delta, u, b, c, a)
+
+    for chunk in (0, 1, 3, 7, 9):
+        got = selective_scan(delta, u, b, c, a, chunk)
+        np.testing.assert_allclose(got, slow(delta, u, b, c, a), rtol=1e-4, atol=1e-5)
+    for got, wanted in zip(gradients(selective_scan, 3), gradients(slow), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [PLAIN, SIZES])

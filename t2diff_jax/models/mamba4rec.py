@@ -45,7 +45,7 @@ class SelectiveStateSpace(nn.Module):
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t h_t + D u_t, gated by silu(z_t).
 
     u comes from a causal depthwise convolution of the input; delta, B and C from u, so that a place can choose what to
-    keep. The recurrence is linear in h: it is computed by an associative scan, in float32.
+    keep. The recurrence is computed in float32.
     """
 
     sizes: MambaConfig
@@ -67,11 +67,38 @@ class SelectiveStateSpace(nn.Module):
         log_a = self.param("log_a", _log_places, (inner, state))
         skip = self.param("skip", nn.initializers.ones, (inner,))
         delta = jnp.where(valid[..., None], delta, 0)  # exp(0) = 1: a state passes padding unchanged
-        decay = jnp.exp(-delta[..., None] * jnp.exp(log_a)[None, None])
-        added = (delta * u)[..., None] * b[:, :, None]
-        h = jax.lax.associative_scan(_after, (decay, added), axis=1)[1]
-        y = jnp.einsum("bles,bls->ble", h, c) + skip[None, None] * u
+        y = selective_scan(delta, u, b, c, jnp.exp(log_a), self.sizes.chunk) + skip[None, None] * u
         return nn.Dense(width, use_bias=False, dtype=self.dtype, name="back")(y.astype(self.dtype) * nn.silu(gate))
+
+
+def selective_scan(delta: jax.Array, u: jax.Array, b: jax.Array, c: jax.Array, a: jax.Array, chunk: int) -> jax.Array:
+    """y_t = c_t h_t of h_t = exp(-delta_t a) h_{t-1} + delta_t u_t b_t from h = 0, [B, L, E].
+
+    It is linear in h, so that `chunk` places at a time (0: all) are computed by an associative scan; what is held of
+    states, [B, chunk, E, S], is made again in the backward pass.
+
+    delta, u: [B, L, E]; b, c: [B, L, S]; a: [E, S].
+    """
+    batch, length, inner = delta.shape
+    size = chunk or length
+
+    def cut(x: jax.Array) -> jax.Array:
+        # A place with delta = 0 leaves the state as it is.
+        x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0)))
+        return x.reshape(batch, -1, size, x.shape[-1]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def step(h: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        delta, u, b, c = part
+        decay = jnp.exp(-delta[..., None] * a[None, None])
+        added = (delta * u)[..., None] * b[:, :, None]
+        added = added.at[:, 0].add(decay[:, 0] * h)
+        h = jax.lax.associative_scan(_after, (decay, added), axis=1)[1]
+        return h[:, -1], jnp.einsum("bles,bls->ble", h, c)
+
+    start = jnp.zeros((batch, inner, a.shape[1]), delta.dtype)
+    _, y = jax.lax.scan(step, start, tuple(map(cut, (delta, u, b, c))))
+    return y.swapaxes(0, 1).reshape(batch, -1, inner)[:, :length]
 
 
 def _after(first: tuple[jax.Array, jax.Array], then: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
