@@ -101,10 +101,10 @@ def get_config() -> ConfigDict:
             # test as well: a bound, not a retriever)
             slot="diffusion",
             dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
-            bert_masked=0.2,  # bert4rec: share of the places that are masked in training, beside the last
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
     )
+    config.model.bert4rec = ConfigDict(dict(masked=0.2))  # share of the places masked in training, beside the last
     config.model.caser = ConfigDict(dict(last=5, horizontal=16, vertical=4))  # behaviours it sees; filters of a kind
     # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim; places whose
     # states are held at a time (on a CPU few stay in its cache; 0: all at once).

@@ -284,14 +284,21 @@ def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str
         values, log_digest = stored["config"], stored["log_digest"]
         if not (isinstance(values, dict) and isinstance(log_digest, str)):
             raise TypeError("config must be an object and log_digest a string")
-        aside = {name: to_dict(config)[name] | values.get(name, {}) for name in ASIDE}
-        return from_mapping(values | aside), log_digest
+        return from_mapping(_with_newer_sections(values, to_dict(config))), log_digest
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error}): put a copy back, or use another --workdir"
         ) from error
+
+
+def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """What an older version stored, with the sections that it did not know, for evaluation or for other models."""
+    aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
+    model = stored["model"]
+    sections = {name: own | model.get(name, {}) for name, own in current["model"].items() if isinstance(own, dict)}
+    return stored | aside | {"model": model | sections}
 
 
 def check_same_model(workdir: str | os.PathLike, config: Config) -> None:

@@ -109,6 +109,13 @@ class PrepareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BERT4RecConfig:
+    """`model.bert4rec`: `configs/base.py` says what each key means."""
+
+    masked: float
+
+
+@dataclasses.dataclass(frozen=True)
 class CaserConfig:
     """`model.caser`: `configs/base.py` says what each key means."""
 
@@ -191,7 +198,7 @@ class ModelConfig:
     slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
-    bert_masked: float
+    bert4rec: BERT4RecConfig
     caser: CaserConfig
     mamba: MambaConfig
     two_tower: TwoTowerConfig

@@ -98,7 +98,7 @@ def model_rules(c: "Config") -> Rules:
             "model.interests.number",
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
-        (0 <= m.bert_masked <= 1, "model.bert_masked", "must be in [0, 1]"),
+        (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
         (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
         (
             min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,

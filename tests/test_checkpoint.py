@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import logging
 import os
 import pathlib
@@ -84,8 +85,13 @@ def _base_config():
 def _changed(config, **values):
     """`config` with the keys section__name replaced."""
     for name, value in values.items():
-        section, key = name.split("__")
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
+        *sections, key = name.split("__")
+        parts = [config]
+        for section in sections:
+            parts.append(getattr(parts[-1], section))
+        for name, part in zip((key, *reversed(sections)), reversed(parts), strict=True):
+            value = dataclasses.replace(part, **{name: value})
+        config = value
     return config
 
 
@@ -439,6 +445,23 @@ def test_conflicts_are_listed_and_nothing_is_overwritten(tmp_path):
     with pytest.raises(CheckpointError, match=r"digest log there, other now.*--workdir"):
         checkpoint.open_workdir(tmp_path, config, "other")
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """It knew neither today's keys of evaluation nor the sections of other models; what it did not know stays free."""
+    config = _base_config()
+    checkpoint.open_workdir(tmp_path, config, "log")
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["auto"], stored["config"]["eval"]["search_recall"], stored["config"]["model"]["interests"]
+    del stored["config"]["model"]["mamba"]["chunk"]
+    path.write_text(json.dumps(stored))
+    checkpoint.open_workdir(tmp_path, _changed(config, model__interests__number=9), "log")
+    checkpoint.check_same_model(tmp_path, _changed(config, model__interests__number=9))
+    del stored["config"]["model"]["heads"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=r"heads: missing"):
+        checkpoint.open_workdir(tmp_path, config, "log")
 
 
 def test_same_model_ignores_how_it_was_trained(tmp_path):

@@ -188,7 +188,7 @@ def test_an_empty_batch_is_finite(model):
 @pytest.fixture(scope="module")
 def bert():
     """BERT4Rec, its parameters, and the states [B, L, D] of (following [B, L, D], masked [B, L])."""
-    retriever = make("bert4rec", model__bert_masked=0.4)
+    retriever = make("bert4rec", model__bert4rec__masked=0.4)
     params = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
 
     def states(net, x, masked):

@@ -56,11 +56,11 @@ class BERT4Rec(Sequential):
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """Cross-entropy of the masked items, of which each is one with probability `model.bert_masked`."""
+        """Cross-entropy of the masked items, of which each is one with probability `model.bert4rec.masked`."""
         params = {"params": variables["params"]}
         items = step_items(self.net, params, catalogue, self.loss_config, batch)
         targets, weights = next_items(batch)
-        masked = masked_places(key, weights > 0, self.model.bert_masked)
+        masked = masked_places(key, weights > 0, self.model.bert4rec.masked)
         parts = items.lookup(batch["history"]), items.lookup(targets), masked, batch
         users = self.net.apply(params, *parts, method="users_of_masked", rngs={"dropout": key})
         loss = items.cross_entropy(users, targets, weights * masked, batch["history"])
