@@ -59,11 +59,10 @@ class ContrastVAENet(SequentialNet):
         states = self.decoder(latent, causal, deterministic=False)
         return View(self.user_of_states(states, x, batch), latent, mean, log_variance)
 
-    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
+    def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter, for `init`."""
-        x = self.embed(batch["history"], catalogue)
-        touched = self.log_variance(self.encoder(self.item_norm(x), causal_mask(batch), deterministic=True))
-        return self.user(x, batch, deterministic=True) + touched.sum()
+        self.log_variance(self.embed(batch["history"], catalogue))
+        return super().__call__(catalogue, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,11 +50,9 @@ class DATNet(TwoTowerNet):
         inputs = jnp.concatenate([self.item_norm(e), self.item_augmentation(ids)], axis=-1)
         return self.directed(self.item_tower(inputs, deterministic=True))
 
-    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
+    def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter, for `init`."""
-        x = self.embed(batch["history"], catalogue)
-        users = self.user(x, {**batch, "user_row": batch["user"]}, deterministic=True)
-        return users * self.score_vectors(x, batch["history"])[:, :, None]
+        return super().__call__(catalogue, {**batch, "user_row": batch["user"]})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,11 +47,11 @@ class DiffuRecNet(SequentialNet):
         """zhat_0 [B, L, D] of z_r [B, L, D], r [B or 1, L or 1]; x: e(i) of the behaviours."""
         return self.encoder(z, r, self.item_norm(x), batch["history"] > 0, share, deterministic=deterministic)
 
-    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
+    def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter, for `init`."""
         x = self.embed(batch["history"], catalogue)
         z = self.estimate(x, jnp.ones((1, 1), jnp.int32), x, x, batch, deterministic=True)
-        return self.user_of_states(z, x, batch)
+        return self.user_of_states(z, x, batch), self.score_vectors(x, batch["history"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,9 +91,10 @@ class SequentialNet(nn.Module):
         each = [self.sketch(users[:, :, m], scored, batch["history"], causal) for m in range(users.shape[2])]
         return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
 
-    def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
-        """Touches every parameter, for `init`."""
-        return self.user(self.embed(batch["history"], catalogue), batch, deterministic=True)
+    def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Users and scored vectors of the behaviours: touches every parameter, for `init`."""
+        x = self.embed(batch["history"], catalogue)
+        return self.user(x, batch, deterministic=True), self.score_vectors(x, batch["history"])
 
 
 @dataclasses.dataclass(frozen=True)
