@@ -186,6 +186,19 @@ def get_config() -> ConfigDict:
             merge="softmax_mean",
         )
     )
+    config.cold = ConfigDict(  # prerank.py: a network that re-ranks what a trained retriever found
+        dict(
+            requests=20_000,  # of training users, whose candidates are logged
+            candidates=200,  # M: so many are logged, and re-ranked at most
+            negatives=50,  # of the candidates, drawn for each request of a step
+            cutoffs=(20, 50, 100, 200),  # M: so many are re-ranked, a row each
+            hidden=(128, 64),  # widths of the layers
+            keep=(5, 3),  # then trained again with so many groups of features, those with the greatest gates
+            steps=2000,
+            batch_size=64,  # requests a step
+            learning_rate=1e-3,
+        )
+    )
     config.optim = ConfigDict(
         dict(
             learning_rate=1e-3,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from t2diff_jax.config_rules import MODELS, WITH_SLOT, rules
 
-ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval")  # sections that may change from start to start
+ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval", "cold")  # sections that may change from start to start
 
 
 class ConfigError(ValueError):
@@ -260,6 +260,21 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ColdConfig:
+    """`cold`: `configs/base.py` says what each key means."""
+
+    requests: int
+    candidates: int
+    negatives: int
+    cutoffs: tuple[int, ...]
+    hidden: tuple[int, ...]
+    keep: tuple[int, ...]
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """`optim`: `configs/base.py` says what each key means."""
 
@@ -346,6 +361,7 @@ class Config:
     model: ModelConfig
     diffusion: DiffusionConfig
     loss: LossConfig
+    cold: ColdConfig
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig

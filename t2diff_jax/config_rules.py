@@ -16,7 +16,7 @@ MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_towe
 
 def rules(config: "Config") -> Rules:
     """All rules, in the order in which they are told."""
-    parts = (data_rules, model_rules, rival_rules, diffusion_rules, slot_rules, loss_rules, run_rules)
+    parts = (data_rules, model_rules, rival_rules, diffusion_rules, slot_rules, loss_rules, cold_rules, run_rules)
     return [rule for part in parts for rule in part(config)]
 
 
@@ -246,6 +246,21 @@ def loss_rules(c: "Config") -> Rules:
             c.loss.label_smoothing == 0 or not c.loss.sampled,
             "loss.label_smoothing",
             "needs the softmax over the whole catalogue: no negatives",
+        ),
+    ]
+
+
+def cold_rules(c: "Config") -> Rules:
+    """The pre-ranker."""
+    k = c.cold
+    sizes = (k.requests, k.candidates, k.negatives, k.steps, k.batch_size, *k.cutoffs, *k.hidden, *k.keep)
+    return [
+        (min(sizes) >= 1 and k.learning_rate > 0, "cold", "sizes, steps and learning_rate must be positive"),
+        (len(k.hidden) >= 1, "cold.hidden", "needs at least one layer"),
+        (
+            len(k.cutoffs) >= 1 and max(k.cutoffs, default=0) <= k.candidates,
+            "cold.cutoffs",
+            "needs cut-offs of at most cold.candidates",
         ),
     ]
 

@@ -115,6 +115,20 @@ class Retriever(Encoder, Protocol):
 
 
 @runtime_checkable
+class PreRanker(Protocol):
+    """A model that scores given items of a request, too dear for a whole catalogue: it ranks what a retriever found."""
+
+    def init(self, key: Array, catalogue: Catalogue, batch: Batch, items: Array) -> Variables:
+        """Draws {"params"} for the shapes of one batch and its items int32 [B, C]."""
+
+    def score(self, variables: Variables, catalogue: Catalogue, batch: Batch, items: Array) -> Array:
+        """Scores [B, C] of the items int32 [B, C]."""
+
+    def loss(self, variables: Variables, catalogue: Catalogue, batch: Batch, items: Array) -> Array:
+        """Training loss (scalar) where the first item of each row was taken; ids of 0 are no candidates."""
+
+
+@runtime_checkable
 class Generative(Protocol):
     """A model that generates the next item's representation, so that it can be compared with the item that came."""
 

@@ -17,8 +17,8 @@ PARTS = [
     {"retrieval", "optim", "negatives", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
     {"experiment"},
-    {"loop", "final", "explain", "results", "dry_run", "command_line"},
-    {"train", "eval", "prepare", "compare"},
+    {"loop", "final", "explain", "results", "dry_run", "command_line", "preranking"},
+    {"train", "eval", "prepare", "compare", "prerank"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}
 # What a part may import of the package, where that is less than its layer and the lower ones.
@@ -27,7 +27,7 @@ NARROWER = {"diffusion": {"diffusion"}, "nn": {"types", "config", "rng", "diffus
 OWNERS = {
     "flax": {"nn", "models"},
     "orbax": {"checkpoint"},
-    "absl": {"train", "eval", "prepare", "compare", "command_line"},
+    "absl": {"train", "eval", "prepare", "compare", "prerank", "command_line"},
 }
 # Heavy or optional packages: imported inside functions only, or in a module that is itself imported so.
 LAZY = {"tensorflow", "tensorflow_datasets", "polars", "tensorboardX", "matplotlib", "apache_beam"}
@@ -168,7 +168,7 @@ def test_every_part_of_the_picture_exists():
         (
             "t2diff_jax.loop",
             "from absl import logging",
-            "only command_line and compare and eval and prepare and train import absl",
+            "only command_line and compare and eval and prepare and prerank and train import absl",
         ),
         ("t2diff_jax.final", "import train", "imports train"),
         ("t2diff_jax.config", "from configs import base", "imports configs"),

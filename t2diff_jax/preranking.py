@@ -1,0 +1,199 @@
+"""A pre-ranker behind a trained retriever: logged candidates, training, groups left out, Recall against M and time.
+
+The candidates of a request are what the retriever recommends there. The pre-ranker learns to find the item that was
+taken among them, on requests of the training users; it is measured on the targets of a split.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from t2diff_jax import rng
+from t2diff_jax.data.batches import TrainingOrder, Windows, gather
+from t2diff_jax.data.splits import Targets
+from t2diff_jax.experiment import Experiment
+from t2diff_jax.metrics import ranking_metrics
+from t2diff_jax.models.cold import COLD, feature_groups
+from t2diff_jax.sharding import put_batch
+from t2diff_jax.types import Batch, Variables
+from t2diff_jax.writer import say
+
+_MISSED = 2.0**40  # a rank beyond those of any catalogue
+
+
+class Candidates(NamedTuple):
+    """What a retriever found for some requests: ids int32 [n, M], best first, 0 where there are no more."""
+
+    targets: Targets
+    ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PreRanking:
+    """One experiment's pre-ranker.
+
+    Attributes:
+      retriever_variables: of the trained retriever.
+    """
+
+    experiment: Experiment
+    retriever_variables: Variables
+
+    def logged(self, targets: Targets) -> Candidates:
+        """The `cold.candidates` best items of the retriever for each request."""
+        k = min(self.experiment.config.cold.candidates, self.experiment.log.n_items)
+        _, ids = self.experiment.evaluator().recommend(self.retriever_variables, targets, k)
+        return Candidates(targets, ids)
+
+    def training_requests(self) -> Targets:
+        """`cold.requests` random positions of training users, none of which the evaluation holds."""
+        config = self.experiment.config
+        drawn = dataclasses.replace(config.data, training_targets="drawn", fixed_targets=False)
+        order = TrainingOrder.of(self.experiment.split, drawn, config.seed)
+        wanted, parts = config.cold.requests, []
+        for epoch in range(-(-wanted // order.epoch_size)):
+            parts.append(order.epoch(epoch))
+        users, positions = (np.concatenate([getattr(p, n) for p in parts])[:wanted] for n in ("users", "positions"))
+        return Targets(users, positions)
+
+    def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
+        """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates."""
+        config = self.experiment.config
+        cold = COLD(config.cold, config.model, self.experiment.retriever.sizes, groups)
+        catalogue, tx = self.experiment.catalogue, optax.adam(config.cold.learning_rate)
+        variables = jax.jit(cold.init)(rng.stream(config.seed, "cold"), catalogue, *self._training_batch(log, 0))
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(variables: Variables, state: Any, batch: Batch, items: jax.Array) -> tuple[Variables, Any, jax.Array]:
+            loss, gradient = jax.value_and_grad(cold.loss)(variables, catalogue, batch, items)
+            updates, state = tx.update(gradient, state)
+            return optax.apply_updates(variables, updates), state, loss
+
+        state = tx.init(variables)
+        for number in range(config.cold.steps):
+            variables, state, loss = step(variables, state, *self._training_batch(log, number))
+            if (number + 1) % config.train.log_every == 0 and not np.isfinite(loss):
+                raise FloatingPointError(f"the pre-ranker's loss is {loss} at step {number + 1}: lower its rate")
+        say(f"{len(groups)} groups: loss {float(loss):.4f} after {config.cold.steps} steps")
+        return cold, variables
+
+    def _training_batch(self, log: Candidates, step: int) -> tuple[Batch, jax.Array]:
+        """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""
+        config = self.experiment.config.cold
+        draw = np.random.default_rng([self.experiment.config.seed, step])
+        rows = draw.integers(0, len(log.ids), config.batch_size)
+        batch = self._windows(log.targets.users[rows], log.targets.positions[rows])
+        taken = np.asarray(batch["target"])[:, None]
+        others = log.ids[rows[:, None], draw.integers(0, log.ids.shape[1], (len(rows), config.negatives))]
+        return batch, jnp.asarray(np.concatenate([taken, np.where(others == taken, 0, others)], axis=1))
+
+    def gates(self, cold: COLD, variables: Variables, log: Candidates) -> dict[str, float]:
+        """Mean gate of each group over some logged pairs."""
+        means = jax.jit(cold.gates)(variables, self.experiment.catalogue, *self._training_batch(log, 0))
+        return dict(zip(cold.groups, np.asarray(means).tolist(), strict=True))
+
+    def scores(self, cold: COLD, variables: Variables, found: Candidates) -> np.ndarray:
+        """Of all candidates, float32 [n, M]."""
+        size, parts = self.experiment.config.eval.batch_size, []
+        score = jax.jit(cold.score)
+        for start in range(0, len(found.ids), size):
+            users, positions, ids = self._lot(found, start, size)
+            args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids)
+            parts.append(np.asarray(score(variables, *args)))
+        return np.concatenate(parts)[: len(found.ids)]
+
+    def milliseconds(self, cold: COLD, variables: Variables, found: Candidates, m: int) -> float:
+        """Per request to score m candidates, at `eval.batch_size` requests a call: the fastest of three."""
+        size, times = self.experiment.config.eval.batch_size, []
+        users, positions, ids = self._lot(found, 0, size)
+        args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids[:, :m])
+        score = jax.jit(cold.score)
+        jax.block_until_ready(score(variables, *args))
+        for _ in range(3):
+            start = time.perf_counter()
+            jax.block_until_ready(score(variables, *args))
+            times.append(time.perf_counter() - start)
+        return 1000 * min(times) / size
+
+    def _lot(self, found: Candidates, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`size` requests from `start` on; the last lot is filled up with the first request."""
+        rows = np.arange(start, start + size)
+        rows = np.where(rows < len(found.ids), rows, 0)
+        return found.targets.users[rows], found.targets.positions[rows], found.ids[rows]
+
+    def _windows(self, users: np.ndarray, positions: np.ndarray) -> Batch:
+        windows = Windows.of(self.experiment.config)
+        return put_batch(self.experiment.mesh, gather(self.experiment.log, users, positions, windows))
+
+    def targets_of(self, found: Candidates) -> np.ndarray:
+        """The items that were taken, int32 [n]."""
+        log = self.experiment.log
+        return log.items[log.offsets[found.targets.users] + found.targets.positions]
+
+
+def ranks_among(ids: np.ndarray, scores: np.ndarray, taken: np.ndarray, m: int) -> np.ndarray:
+    """Rank of the taken item among the first m candidates by score, float [n]; where it is not among them, `_MISSED`.
+
+    ids, scores: [n, M]; taken: [n]. As everywhere 1 + greater + ties / 2.
+    """
+    ids, scores = ids[:, :m], np.where(ids[:, :m] > 0, scores[:, :m], -np.inf)
+    own = ids == taken[:, None]
+    score = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+    greater, ties = (scores > score).sum(axis=1), ((scores == score) & ~own).sum(axis=1)
+    return np.where(own.any(axis=1), 1 + greater + ties / 2, _MISSED)
+
+
+def kept_groups(gates: dict[str, float], number: int) -> tuple[str, ...]:
+    """The groups with the greatest gates, in their old order."""
+    best = set(sorted(gates, key=gates.__getitem__, reverse=True)[:number])
+    return tuple(name for name in gates if name in best)
+
+
+def measured(pre: PreRanking, cold: COLD, variables: Variables, found: Candidates) -> list[dict[str, float]]:
+    """A row per M of `cold.cutoffs`: metrics after re-ranking, milliseconds per request, pairs a second."""
+    config, taken, rows = pre.experiment.config, pre.targets_of(found), []
+    scores = pre.scores(cold, variables, found)
+    for m in config.cold.cutoffs:
+        metrics = ranking_metrics(ranks_among(found.ids, scores, taken, m), config.eval.ks)
+        milliseconds = pre.milliseconds(cold, variables, found, m)
+        rows.append({"candidates": m, **metrics, "ms": milliseconds, "pairs_per_s": 1000 * m / milliseconds})
+    return rows
+
+
+def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, Any]:
+    """Trains with all groups, then with fewer (`cold.keep`), and measures each on the targets of a split."""
+    config, pre = experiment.config, PreRanking(experiment, variables)
+    log, found = pre.logged(pre.training_requests()), pre.logged(getattr(experiment.split, split))
+    order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
+    alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
+    share = float((log.ids == pre.targets_of(log)[:, None]).any(axis=1).mean())
+    say(f"{len(log.ids):,} logged requests; the item that was taken is a candidate in {share:.1%}")
+    groups, results = feature_groups(experiment.retriever.sizes), []
+    for number in (len(groups), *config.cold.keep):
+        if results:
+            groups = kept_groups(results[0]["gates"], number)
+        cold, learned = pre.train(groups, log)
+        rows = measured(pre, cold, learned, found)
+        results.append({"groups": groups, "gates": pre.gates(cold, learned, log), "rows": rows})
+    return {"split": split, "retriever": alone, "preranker": results}
+
+
+def described(result: dict[str, Any]) -> str:
+    """The table for people."""
+    shown = [name for name in result["retriever"] if name in ("recall@10", "recall@20", "recall@50", "ndcg@10")]
+    head = f"{'':<24}{'M':>5}" + "".join(f"{name:>11}" for name in shown) + f"{'ms/request':>12}{'pairs/s':>11}"
+    alone = "".join(f"{result['retriever'][name]:>11.4f}" for name in shown)
+    lines = [f"{result['split']}", head, f"{'retriever':<24}{'':>5}{alone}"]
+    for part in result["preranker"]:
+        for row in part["rows"]:
+            values = "".join(f"{row[name]:>11.4f}" for name in shown)
+            label = f"COLD, {len(part['groups'])} groups"
+            lines.append(f"{label:<24}{row['candidates']:>5}{values}{row['ms']:>12.3f}{row['pairs_per_s']:>11,.0f}")
+    gates = ", ".join(f"{name} {value:.2f}" for name, value in result["preranker"][0]["gates"].items())
+    return "\n".join([*lines, "", f"mean gates: {gates}"])

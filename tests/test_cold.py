@@ -1,0 +1,185 @@
+"""The pre-ranker: network against numpy, gates, the loss by hand, gradients; ranks among candidates; the command."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from model_cases import (
+    ITEMS,
+    PLAIN,
+    SIZES,
+    drawn,
+    float64,
+    make_batch,
+    make_catalogue,
+    named_leaves,
+    put,
+    quick_jit,
+    small_config,
+)
+from tiny import shared_compiles  # noqa: F401
+
+from t2diff_jax.models.cold import COLD, feature_groups
+from t2diff_jax.preranking import kept_groups, ranks_among
+from t2diff_jax.types import PreRanker
+
+CATALOGUE, BATCH = make_catalogue(), make_batch()
+GROUPS = feature_groups(SIZES)
+CHOSEN = jnp.asarray(np.random.default_rng(5).integers(1, ITEMS + 1, (5, 4)), jnp.int32)
+
+
+def make(groups=GROUPS, sizes=SIZES):
+    config = small_config(cold__hidden=(6, 5))
+    return COLD(config.cold, config.model, sizes, groups)
+
+
+@pytest.fixture(scope="module")
+def cold():
+    """The pre-ranker with all groups, its variables, compiled (variables, items) -> (scores, gates)."""
+    model = make()
+    variables = {"params": drawn(model.init, CATALOGUE, BATCH, CHOSEN)}
+    both = quick_jit(lambda v, items: model.net.apply(v, CATALOGUE, BATCH, items))
+    return types.SimpleNamespace(model=model, variables=variables, both=both)
+
+
+def test_groups_follow_the_data():
+    assert isinstance(make(), PreRanker)
+    assert GROUPS[:7] == ("history", "session", "last", "user", "item", "category", "content")
+    assert feature_groups(PLAIN) == (
+        "history",
+        "session",
+        "last",
+        "item",
+        "history_cross",
+        "session_cross",
+        "last_cross",
+    )
+
+
+def test_scores_and_gates_against_numpy(cold):
+    scores, gates = map(np.asarray, cold.both(cold.variables, CHOSEN))
+    p = float64(cold.variables["params"])
+    table = np.asarray(
+        cold.model.net.apply(cold.variables, CATALOGUE, method=lambda net, c: net.items.table(c)), np.float64
+    )
+
+    def normed(x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p["item_norm"]["scale"] + p["item_norm"]["bias"]
+
+    def mean(rows):
+        return rows.mean(axis=0) if len(rows) else np.zeros(8)
+
+    for b, c in np.ndindex(5, 4):
+        history = np.asarray(BATCH["history"])[b]
+        x, e = normed(table[history]), normed(table[int(CHOSEN[b, c])])
+        there = np.flatnonzero(history)
+        session = [j for j in there if j >= 6 - int(BATCH["session_length"][b])]
+        features = np.asarray(BATCH["user_features"])[b]
+        of_user = [mean(x[there]), mean(x[session]), x[5] * (history[5] > 0)]
+        user = np.concatenate([p["users"][f"table_{i}"][f] for i, f in enumerate(features)])
+        blocks = [*of_user, user, e[:4], e[4:6], e[6:], *(part * e for part in of_user)]
+        mapped = [block @ p[f"map_{name}"]["kernel"] for block, name in zip(blocks, GROUPS, strict=True)]
+        gate = 1 / (1 + np.exp(-(sum(m[6:] for m in mapped) + p["gate_bias"])))
+        h = np.maximum(sum(g * m[:6] for g, m in zip(gate, mapped, strict=True)) + p["bias"], 0)
+        h = np.maximum(h @ p["layer_1"]["kernel"] + p["layer_1"]["bias"], 0)
+        np.testing.assert_allclose(gates[b, c], gate, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            scores[b, c], h @ p["out"]["kernel"][:, 0] + p["out"]["bias"][0], rtol=2e-3, atol=2e-4
+        )
+
+
+def test_an_item_is_scored_by_itself(cold):
+    """Neither the company of other candidates nor the target nor padding's own vectors change a score."""
+    scores, _ = cold.both(cold.variables, CHOSEN)
+    for column in range(4):
+        alone, _ = quick_jit(lambda v, items: cold.model.net.apply(v, CATALOGUE, BATCH, items))(
+            cold.variables, CHOSEN[:, [column]]
+        )
+        np.testing.assert_allclose(alone[:, 0], scores[:, column], rtol=1e-4, atol=1e-5)
+    garbage = put(cold.variables, ("params", "items", "item_table"), lambda x: jnp.asarray(x).at[0].set(1e6))
+    np.testing.assert_array_equal(cold.both(garbage, CHOSEN)[0], scores)
+
+
+def test_loss_by_hand_and_gradients(cold):
+    """The first item's share among those that are candidates."""
+    items = CHOSEN.at[0, 2].set(0)
+
+    def loss(params):
+        return cold.model.loss({"params": params}, CATALOGUE, BATCH, items)
+
+    value, gradient = quick_jit(jax.value_and_grad(loss))(cold.variables["params"])
+    scores = np.asarray(cold.both(cold.variables, CHOSEN)[0], np.float64)
+    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+    odds[0, 2] = 0
+    np.testing.assert_allclose(value, -np.log(odds[:, 0] / odds.sum(axis=1)).mean(), rtol=1e-4)
+    for name, g in named_leaves(gradient).items():
+        # What is added to all scores of a request alike is no evidence.
+        assert np.isfinite(g).all() and np.any(np.abs(g) > 1e-7) != (name == "out.bias"), name
+
+
+def test_fewer_groups_are_a_smaller_network(cold):
+    few = make(("last", "item", "last_cross"))
+    params = few.init(jax.random.key(0), CATALOGUE, BATCH, CHOSEN)["params"]
+    assert {name for name in params if name.startswith("map_")} == {"map_last", "map_item", "map_last_cross"}
+    assert params["map_item"]["kernel"].shape == (4, 6 + 3) and "users" not in params
+    gates = few.gates({"params": params}, CATALOGUE, BATCH, CHOSEN)
+    assert gates.shape == (3,) and np.all((gates > 0) & (gates < 1))
+
+
+def test_kept_groups():
+    assert kept_groups({"a": 0.2, "b": 0.9, "c": 0.5}, 2) == ("b", "c")
+
+
+def test_ranks_among_candidates():
+    """By hand: second by score; tied with one; not among the first two; a candidate that is none."""
+    ids = np.array([[4, 7, 9], [4, 7, 9], [4, 7, 9], [7, 0, 0]])
+    scores = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 2.0], [1.0, 2.0, 3.0], [-5.0, 9.0, 9.0]])
+    taken = np.array([7, 7, 9, 7])
+    np.testing.assert_array_equal(ranks_among(ids, scores, taken, 3), [2, 1.5, 1, 1])
+    ranks = ranks_among(ids, scores, taken, 2)
+    np.testing.assert_array_equal(ranks[[0, 1, 3]], [1, 1, 1])
+    assert ranks[2] > 1e9
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request):
+    """What the command wrote behind a tiny retriever, and what it said."""
+    request.getfixturevalue("shared_compiles")
+    workdir = tmp_path_factory.mktemp("run")
+    tiny.succeed("train.py", workdir)
+    flags = ["--config.cold.requests=300", "--config.cold.candidates=20", "--config.cold.cutoffs=(5,20)"]
+    flags += ["--config.cold.steps=60", "--config.cold.keep=(2,)", "--config.cold.hidden=(8,)"]
+    said = tiny.succeed("prerank.py", workdir, *flags)
+    again = tiny.succeed("prerank.py", workdir, *flags)
+    return types.SimpleNamespace(result=json.loads((workdir / "prerank.json").read_text()), said=said, again=again)
+
+
+def test_the_command_measures_every_cutoff_and_prunes(run):
+    whole, few = run.result["preranker"]
+    assert [row["candidates"] for row in whole["rows"]] == [5, 20]
+    assert len(few["groups"]) == 2 and set(few["groups"]) < set(whole["groups"])
+    lowest = min(whole["gates"][name] for name in few["groups"])
+    assert all(value <= lowest for name, value in whole["gates"].items() if name not in few["groups"])
+    assert "COLD, 2 groups" in run.said and "mean gates:" in run.said
+
+
+def test_what_is_not_retrieved_is_not_found(run):
+    """With M candidates Recall@M is the retriever's, whatever the order; beyond M it does not grow."""
+    retriever = run.result["retriever"]
+    for row in run.result["preranker"][0]["rows"]:
+        if row["candidates"] == 5:
+            np.testing.assert_allclose(row["recall@5"], retriever["recall@5"])
+            np.testing.assert_allclose(row["recall@10"], retriever["recall@5"])
+        assert row["ms"] > 0 and row["pairs_per_s"] > 0
+
+
+def test_the_same_command_gives_the_same_metrics(run):
+    def metrics(text):
+        return [line[:51] for line in text.splitlines() if line.startswith(("COLD", "retriever"))]
+
+    assert metrics(run.said) == metrics(run.again) and len(metrics(run.said)) == 5
