@@ -18,7 +18,11 @@ from t2diff_jax.config import ConfigError, differences, from_mapping, resume_con
 from t2diff_jax.config_rules import metric_names
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+FILES = sorted(
+    ".".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
+    for path in (ROOT / "configs").rglob("*.py")
+    if path.stem not in ("__init__", "base")
+)
 
 
 def flatten(tree, prefix=""):

@@ -1,0 +1,18 @@
+"""DiffuRec on MovieLens 1M, leave-one-out, ids only: all but the model as in `ml1m_loo`.
+
+python train.py --config configs/rivals/diffurec.py --config.data.path=DIR --workdir runs/diffurec
+
+NOT YET
+"""
+
+from configs import ml1m_loo
+
+
+def get_config():
+    """32 steps, linear, as published."""
+    config = ml1m_loo.get_config()
+    config.model.name = "diffurec"
+    config.diffusion.schedule = "linear"
+    config.diffusion.steps = 32
+    config.diffusion.sampler_steps = 32
+    return config

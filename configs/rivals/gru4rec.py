@@ -1,0 +1,16 @@
+"""GRU4Rec on MovieLens 1M, leave-one-out, ids only: all but the model as in `ml1m_loo`.
+
+python train.py --config configs/rivals/gru4rec.py --config.data.path=DIR --workdir runs/gru4rec
+
+9 minutes. Test, seed 0 (commit 3f7bb46): HR@10 .309, NDCG@10 .182; published with cross-entropy: HR@10 .281.
+"""
+
+from configs import ml1m_loo
+
+
+def get_config():
+    """The configuration of `ml1m_loo` with this model."""
+    config = ml1m_loo.get_config()
+    config.model.name = "gru4rec"
+    config.model.hidden = 256
+    return config

@@ -1,0 +1,16 @@
+"""HSTU on MovieLens 1M, leave-one-out, ids only: all but the model as in `ml1m_loo`.
+
+python train.py --config configs/rivals/hstu.py --config.data.path=DIR --workdir runs/hstu
+
+5 minutes. Test, seed 0 (commit e7b1482): HR@10 .308, NDCG@10 .181; published, base: .310, .172, large: .329, .189 (on
+re-ordered ties).
+"""
+
+from configs import ml1m_loo
+
+
+def get_config():
+    """The configuration of `ml1m_loo` with this model."""
+    config = ml1m_loo.get_config()
+    config.model.name = "hstu"
+    return config
