@@ -10,11 +10,12 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final
 from t2diff_jax.checkpoint import check_same_model
 from t2diff_jax.command_line import parser
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.explain import explained
 from t2diff_jax.writer import say
 
@@ -44,10 +45,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     with explained(on_interrupt="stopped"):
-        run(config_lib.from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
+        run(from_mapping(_CONFIG.value), pathlib.Path(_WORKDIR.value))
 
 
-def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Evaluates `workdir`, whose model and data must be those of `config`."""
     check_same_model(workdir, config)
     if config.train.compilation_cache:

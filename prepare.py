@@ -10,8 +10,8 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax import config as config_lib
 from t2diff_jax.command_line import parser
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.preparation import prepare
 from t2diff_jax.explain import explained
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 and not _BEAM.value:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     with explained(on_interrupt="stopped; nothing was prepared"):
-        config = config_lib.from_mapping(_CONFIG.value)
+        config = from_mapping(_CONFIG.value)
         options = argv[1:] if _BEAM.value else None
         log = prepare(config, pathlib.Path(_OUT.value), say, beam_options=options, shared=_SHARED.value)
     say(f"{log.name}: {log.n_users:,} users, {log.n_items:,} items, {len(log.items):,} behaviours in {_OUT.value}")

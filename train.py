@@ -10,10 +10,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final, loop
 from t2diff_jax.command_line import parser
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.dry_run import dry_run
 from t2diff_jax.explain import explained
 from t2diff_jax.provenance import provenance
@@ -39,14 +40,14 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with explained(on_interrupt="stopped; the same command goes on from the last checkpoint"):
-        config = config_lib.from_mapping(_CONFIG.value)
+        config = from_mapping(_CONFIG.value)
         if not _DRY_RUN.value:
             return run(config, pathlib.Path(_WORKDIR.value))
         for line in dry_run(config, _TOPOLOGY.value):
             say(line)
 
 
-def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Trains to the end, evaluates, and says where everything lies."""
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)

@@ -14,7 +14,8 @@ import numpy as np
 from measure import emit, seconds
 
 from configs import base
-from t2diff_jax import config as config_lib
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
 from t2diff_jax.sharding import make_mesh, put_batch, put_catalogue
@@ -23,18 +24,18 @@ from t2diff_jax.train_step import compile_step
 from t2diff_jax.types import Catalogue, Sizes
 
 
-def settings(batch: int, negatives: int) -> config_lib.Config:
+def settings(batch: int, negatives: int) -> Config:
     """The base configuration with sampled negatives."""
     values = base.get_config()
     values.train.batch_size = batch
     values.loss.negatives = negatives
-    return config_lib.from_mapping(values)
+    return from_mapping(values)
 
 
 class Sized:
     """A training step on a catalogue of so many items, ready to be called."""
 
-    def __init__(self, config: config_lib.Config, items: int, lazy: bool):
+    def __init__(self, config: Config, items: int, lazy: bool):
         window, size, draw = config.data.window, config.train.batch_size, np.random.default_rng(0)
         rows = -(-(items + 1) // 8) * 8
         mesh = make_mesh(config.mesh)
@@ -66,7 +67,7 @@ class Sized:
         return metrics["loss"]
 
 
-def compare(config: config_lib.Config, items: list[int], lazy: bool, rounds: int) -> None:
+def compare(config: Config, items: list[int], lazy: bool, rounds: int) -> None:
     """Times all sizes in turns and prints each."""
     steps = [Sized(config, n, lazy) for n in items]
     times = [[] for _ in items]

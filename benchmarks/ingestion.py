@@ -27,7 +27,7 @@ WAYS = ("nothing", "read", "out of core", "beam", "in memory")
 CHILD = """
 import json, pathlib, sys, time
 from configs import base
-from t2diff_jax.config import from_mapping
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.preparation import prepare
 from t2diff_jax.data.sources import load_log, open_parts
 

@@ -14,7 +14,7 @@ import statistics
 from catalogue_size import Sized
 from measure import emit, seconds
 
-from t2diff_jax import config as config_lib
+from t2diff_jax.config_values import from_mapping
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     values.data.real_times = False
     values.train.batch_size = args.batch or values.train.batch_size
     values.loss.negatives, values.optim.lazy_rows = 0, False
-    full = config_lib.from_mapping(values)
+    full = from_mapping(values)
     sampled = dataclasses.replace(full, loss=dataclasses.replace(full.loss, negatives=args.negatives))
     targets = full.train.batch_size * (1 if full.model.name == "t2diff" else full.data.window)
     for items in args.items:

@@ -15,7 +15,7 @@ CHILD = """
 import sys, time
 start = time.perf_counter()
 import importlib, json, jax
-from t2diff_jax import config as config_lib, experiment as experiment_lib
+from t2diff_jax.config_values import from_mapping, experiment as experiment_lib
 times = {"import": time.perf_counter() - start}
 
 def clock(name, call):
@@ -30,7 +30,7 @@ values.data.path = data
 if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-experiment = clock("build", lambda: experiment_lib.build(config_lib.from_mapping(values)))
+experiment = clock("build", lambda: experiment_lib.build(from_mapping(values)))
 state = clock("initial_state", experiment.initial_state)
 step, batch = experiment.compile_step(), experiment.batch_at(0)
 state, _ = clock("first_step", lambda: step(state, experiment.catalogue, batch))

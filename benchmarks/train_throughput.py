@@ -16,9 +16,9 @@ import tempfile
 import jax
 from measure import emit, seconds
 
-from t2diff_jax import config as config_lib
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import loop
+from t2diff_jax.config_values import from_mapping
 
 PUBLISHED_LOOP = 488
 
@@ -33,7 +33,7 @@ def main() -> None:
     values = importlib.import_module(f"configs.{args.config}").get_config()
     values.data.path = args.data
     values.train.update(dict(steps=args.steps, log_every=20, eval_every=args.steps, checkpoint_every=args.steps))
-    config = config_lib.from_mapping(values)
+    config = from_mapping(values)
     experiment = experiment_lib.build(config)
     with tempfile.TemporaryDirectory() as workdir:
         loop.train(experiment, pathlib.Path(workdir))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from measure import emit, seconds
 
 from configs import base, ml1m_paper
-from t2diff_jax import config as config_lib
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Catalogue, Sizes
 
@@ -28,7 +28,7 @@ def main() -> None:
     dim = parser.parse_args().dim
     values = ml1m_paper.get_config() if dim == 4 else base.get_config()
     values.diffusion.update(dict(sampler="ddpm", sampler_steps=50))
-    config = config_lib.from_mapping(values)
+    config = from_mapping(values)
     rows = -(-(ITEMS + 1) // config.model.row_multiple) * config.model.row_multiple
     model = build_retriever(config, Sizes(rows, config.data.window, CATEGORIES + 1, 0, (), False))
     key = jax.random.key(0)

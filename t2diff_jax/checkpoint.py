@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from t2diff_jax.config import ASIDE, Config, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ASIDE, ConfigError, differences, from_mapping, resume_conflicts, to_dict
 from t2diff_jax.sharding import fetch_each
 from t2diff_jax.writer import write_json
 
@@ -240,7 +241,7 @@ class _KeepSteps:
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    The sections `config.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start to
+    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start to
     start; the file follows.
 
     Raises:
@@ -305,7 +306,7 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
     """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
 
     Raises:
-      ConfigError: lists the fields that differ apart from the sections `config.ASIDE`, train.*, optim.*, data.path, the
+      ConfigError: lists the fields that differ apart from the sections `config_values.ASIDE`, train.*, optim.*, data.path, the
         sampler, the number of drawn intents, and a `loss.negatives` that is not settled.
       CheckpointError: the workdir has no readable `config.json`.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from t2diff_jax import config as config_lib
+from t2diff_jax.config_values import ConfigError, check_overrides
 
 
 def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
@@ -16,10 +16,10 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            config_lib.check_overrides(argv)
+            check_overrides(argv)
             rest = app.parse_flags_with_usage(argv)
             config.value.to_dict()  # a file that is not there shows only now
-        except config_lib.ConfigError as error:
+        except ConfigError as error:
             sys.exit(f"ConfigError: {error}")
         except OSError as error:
             sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")

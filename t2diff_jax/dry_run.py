@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t2diff_jax.config import Config, ConfigError, settled
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ConfigError, settled
 from t2diff_jax.data.catalogue import table_rows
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.models import build_retriever

@@ -7,7 +7,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from t2diff_jax.config import Config, settled
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import settled
 from t2diff_jax.data.batches import TrainingOrder, Windows, batch_forms, make_batch_at
 from t2diff_jax.data.catalogue import make_catalogue, make_sizes
 from t2diff_jax.data.log import InteractionLog

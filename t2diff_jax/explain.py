@@ -12,7 +12,7 @@ from typing import NoReturn
 import jax
 
 from t2diff_jax.checkpoint import CheckpointError
-from t2diff_jax.config import ConfigError
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.log import DataError
 from t2diff_jax.interrupt import Preempted
 

@@ -12,7 +12,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t2diff_jax.config import ConfigError, MeshConfig
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.types import Catalogue
 
 # What has one row per item, by name: parameters, and how often items are drawn.

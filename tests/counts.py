@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from model_cases import make_batch
 
-from t2diff_jax.config import from_mapping
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Catalogue, Sizes
 

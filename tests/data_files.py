@@ -3,7 +3,8 @@
 import pathlib
 
 from configs import base
-from t2diff_jax.config import DataConfig, from_mapping
+from t2diff_jax.config import DataConfig
+from t2diff_jax.config_values import from_mapping
 
 GENRES = 19  # flags of a line in u.item
 

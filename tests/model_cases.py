@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from configs import base
-from t2diff_jax.config import Config, from_mapping
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Batch, Catalogue, Retriever, Sizes, Variables
 

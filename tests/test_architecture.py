@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "t2diff_jax"
 PARTS = [
-    {"types", "config", "config_rules", "rng", "sharding"},
+    {"types", "config", "config_rules", "config_values", "rng", "sharding"},
     {"data"},
     {"diffusion"},
     {"nn"},

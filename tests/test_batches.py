@@ -11,7 +11,7 @@ from data_files import data_config
 from toy import make_log, random_log
 
 from configs import base
-from t2diff_jax.config import from_mapping
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.batches import (
     TrainingOrder,
     Windows,

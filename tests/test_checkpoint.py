@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2diff_jax import checkpoint
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError, array_digest
-from t2diff_jax.config import ConfigError, from_mapping
+from t2diff_jax.config_values import ConfigError, from_mapping
 
 ROOT = pathlib.Path(checkpoint.__file__).parents[1]
 # Orbax abandons the reads that were under way when one of them fails; Python reports them when it collects them.

@@ -14,8 +14,8 @@ from ml_collections import config_flags
 
 from configs import base
 from t2diff_jax import config_rules
-from t2diff_jax.config import ConfigError, differences, from_mapping, resume_conflicts, settled, to_dict
 from t2diff_jax.config_rules import metric_names
+from t2diff_jax.config_values import ConfigError, differences, from_mapping, resume_conflicts, settled, to_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(

@@ -10,7 +10,7 @@ import tiny
 
 from configs import pod
 from t2diff_jax import dry_run as dry
-from t2diff_jax.config import ConfigError, from_mapping
+from t2diff_jax.config_values import ConfigError, from_mapping
 from t2diff_jax.data.batches import batch_forms
 from t2diff_jax.program_cost import Memory
 

@@ -13,7 +13,8 @@ from toy import make_log, random_log
 
 from configs import base
 from t2diff_jax import rng
-from t2diff_jax.config import MeshConfig, from_mapping
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.batches import Windows
 from t2diff_jax.data.catalogue import make_catalogue
 from t2diff_jax.data.splits import Targets, temporal

@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from t2diff_jax.config import ConfigError
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.explain import explained
 from t2diff_jax.interrupt import Preempted
 

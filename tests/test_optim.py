@@ -11,7 +11,8 @@ from model_cases import built, normal
 from optax.contrib import MuonDimensionNumbers
 
 from configs import base
-from t2diff_jax.config import OptimConfig, from_mapping
+from t2diff_jax.config import OptimConfig
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer, scale_by_row_adagrad
 
 

@@ -12,7 +12,8 @@ from data_files import data_config, make_kuairand, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t2diff_jax.config import ConfigError, PrepareConfig
+from t2diff_jax.config import PrepareConfig
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data import log as log_module
 from t2diff_jax.data.log import DataError
 from t2diff_jax.data.out_of_core import (

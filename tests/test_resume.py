@@ -15,7 +15,7 @@ from tiny import shared_compiles  # noqa: F401
 
 from t2diff_jax import loop
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
-from t2diff_jax.config import ConfigError
+from t2diff_jax.config_values import ConfigError
 
 pytestmark = pytest.mark.usefixtures("shared_compiles")
 # Intervals that do not divide each other; an average and dropout, which a resumed run must carry on.

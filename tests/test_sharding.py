@@ -8,7 +8,8 @@ import pytest
 import tiny
 from jax.sharding import AxisType, PartitionSpec
 
-from t2diff_jax.config import ConfigError, MeshConfig
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.sharding import (
     batch_sharding,
     make_mesh,

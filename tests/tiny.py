@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh
 
 from configs import base
 from t2diff_jax import experiment as experiment_lib
-from t2diff_jax.config import Config, from_mapping
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import from_mapping
 from t2diff_jax.sharding import put_catalogue
 
 ROOT = pathlib.Path(__file__).parents[1]

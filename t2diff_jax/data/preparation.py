@@ -4,7 +4,8 @@ import pathlib
 import shutil
 from collections.abc import Callable, Sequence
 
-from t2diff_jax.config import Config, ConfigError
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.log import DataError, InteractionLog
 from t2diff_jax.data.out_of_core import build_out_of_core
 from t2diff_jax.data.prepared import write_log
