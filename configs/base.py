@@ -121,6 +121,7 @@ def get_config() -> ConfigDict:
     config.model.interests = ConfigDict(  # mind, comirec_sa, comirec_dr, drim, mtmi
         dict(
             number=4,  # K, at most so many vectors of a user
+            last=20,  # not mtmi: behaviours that interests are made of, the latest; 0: all of the window
             iterations=3,  # of routing
             label_power=0.0,  # mind, drim: exponent of label-aware attention; 0: its limit, the nearest interest alone
             # drim: what keeps interests apart: cosine | correlation | distance

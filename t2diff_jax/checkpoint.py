@@ -241,8 +241,8 @@ class _KeepSteps:
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start to
-    start; the file follows.
+    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start
+    to start; the file follows.
 
     Raises:
       ConfigError: settings that make another run differ from the stored ones; lists them.
@@ -306,8 +306,8 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
     """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
 
     Raises:
-      ConfigError: lists the fields that differ apart from the sections `config_values.ASIDE`, train.*, optim.*, data.path, the
-        sampler, the number of drawn intents, and a `loss.negatives` that is not settled.
+      ConfigError: lists the fields that differ apart from the sections `config_values.ASIDE`, train.*, optim.*,
+        data.path, the sampler, the number of drawn intents, and a `loss.negatives` that is not settled.
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir, config)

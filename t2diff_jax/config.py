@@ -143,6 +143,7 @@ class InterestsConfig:
     """`model.interests`: `configs/base.py` says what each key means."""
 
     number: int
+    last: int
     iterations: int
     label_power: float
     diversity: typing.Literal["cosine", "correlation", "distance"]

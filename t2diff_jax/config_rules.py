@@ -123,9 +123,9 @@ def rival_rules(c: "Config") -> Rules:
         (min(m.dat.mimic, m.dat.alignment) >= 0, "model.dat", "weights must not be negative"),
         (min(i.number, i.iterations) >= 1, "model.interests", "number and iterations must be at least 1"),
         (
-            min(i.label_power, i.diversity_weight) >= 0,
+            min(i.last, i.label_power, i.diversity_weight) >= 0,
             "model.interests",
-            "label_power and diversity_weight must not be negative",
+            "last, label_power and diversity_weight must not be negative",
         ),
         (not of_interests or c.eval.merge == "max", "eval.merge", "must be max for models of several interests"),
         (

@@ -153,6 +153,7 @@ RULES = [
     *(("model.dat", {f"model.dat.{name}": -1.0}) for name in ("mimic", "alignment")),
     *(("model.interests", {f"model.interests.{name}": 0}) for name in ("number", "iterations")),
     *(("model.interests", {f"model.interests.{name}": -1.0}) for name in ("label_power", "diversity_weight")),
+    ("model.interests", {"model.interests.last": -1}),
     ("eval.merge", {"eval.merge": "logsumexp", "model.name": "mind"}),
     ("model.contrast_vae", {"model.contrast_vae.temperature": 0.0}),
     *(("model.contrast_vae", {f"model.contrast_vae.{name}": -1.0}) for name in ("kl_weight", "contrast_weight")),

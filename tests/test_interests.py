@@ -90,6 +90,21 @@ def test_no_place_sees_a_later_behaviour(model):
         assert np.all(np.any(before[VALID[:, j], j:, 0] != after[VALID[:, j], j:, 0], axis=-1))
 
 
+@pytest.mark.parametrize("name", ["mind", "comirec_sa", "comirec_dr"])
+def test_interests_are_made_of_the_latest(name):
+    """Of the last two behaviours: the last place of a full window sees those, and none before."""
+    retriever = make(name, model__interests__last=2, model__sketch_dim=0)
+    variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
+    encode = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))
+    (before, active), full = encode(BATCH), VALID.all(axis=1)
+    for j in range(6):
+        history = BATCH["history"].at[:, j].set(1 + BATCH["history"][:, j] % ITEMS)
+        changed = np.any(encode({**BATCH, "history": history})[0] != before, axis=(1, 2))
+        assert np.all(changed[full] == (j >= 4))
+    if name == "mind":
+        np.testing.assert_array_equal(active.sum(axis=1), 1)
+
+
 def test_target_and_company_change_no_user(model):
     batch = {**BATCH, "target": BATCH["target"] * 0 + 3, "weight": BATCH["weight"] * 0, "user": BATCH["user"] + 1}
     np.testing.assert_array_equal(model.encode(model.variables, batch)[0], model.encode(model.variables, BATCH)[0])
@@ -177,7 +192,13 @@ def test_label_aware_gradients_are_finite_at_zero():
 
 def test_how_many_interests():
     """max(1, min(K, log2 n)) of the n behaviours up to a place."""
-    retriever = make("mind", dataclasses.replace(PLAIN, window=40), model__interests__number=4, data__window=40)
+    retriever = make(
+        "mind",
+        dataclasses.replace(PLAIN, window=40),
+        model__interests__number=4,
+        model__interests__last=0,
+        data__window=40,
+    )
     history = jnp.array(np.arange(40)[None] >= [[0], [39]], jnp.int32)
     counts = np.asarray(retriever.net.active.__func__(retriever.net, {"history": history})).sum(axis=-1)
     n = np.arange(1, 41)

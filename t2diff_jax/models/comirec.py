@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from t2diff_jax.models.interests import InterestNet
-from t2diff_jax.models.visible import causal_mask
+from t2diff_jax.models.visible import latest
 from t2diff_jax.nn.attention import masked_softmax
 from t2diff_jax.nn.capsules import route
 from t2diff_jax.types import Batch
@@ -21,7 +21,7 @@ class ComiRecSANet(InterestNet):
 
     def interests(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[B, L, K, D]."""
-        return self.encoder(x, causal_mask(batch), deterministic=deterministic)
+        return self.encoder(x, latest(batch, self.model.interests.last), deterministic=deterministic)
 
 
 class InterestAttention(nn.Module):
@@ -53,7 +53,8 @@ class ComiRecDRNet(InterestNet):
 
     def interests(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[B, L, K, D]."""
-        return self.encoder(x, causal_mask(batch), self.active(batch), deterministic=deterministic)
+        sees = latest(batch, self.model.interests.last)
+        return self.encoder(x, sees, self.active(batch), deterministic=deterministic)
 
 
 class InterestRouting(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from t2diff_jax import rng
 from t2diff_jax.models.interests import InterestNet
-from t2diff_jax.models.visible import causal_mask
+from t2diff_jax.models.visible import latest
 from t2diff_jax.nn.capsules import route
 from t2diff_jax.nn.towers import Tower
 from t2diff_jax.types import Batch
@@ -22,11 +22,12 @@ class MINDNet(InterestNet):
 
     def interests(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[B, L, K, D]."""
-        return self.encoder(x, causal_mask(batch), self.active(batch), deterministic=deterministic)
+        sees = latest(batch, self.model.interests.last)
+        return self.encoder(x, sees, self.active(batch), deterministic=deterministic)
 
     def active(self, batch: Batch) -> jax.Array:
         """The first K_u of the K, bool [B, L, K]."""
-        n = jnp.maximum(jnp.cumsum(batch["history"] > 0, axis=1), 1)
+        n = jnp.maximum(latest(batch, self.model.interests.last).sum(axis=-1), 1)
         # Exact for integers, which a rounded log2 is not.
         wanted = jnp.maximum(31 - jax.lax.clz(n.astype(jnp.int32)), 1)
         return jnp.arange(self.model.interests.number)[None, None] < wanted[..., None]

@@ -31,6 +31,15 @@ def past_and_session(model: ModelConfig, batch: Batch, first: int) -> tuple[jax.
     return past, session
 
 
+def latest(batch: Batch, last: int) -> jax.Array:
+    """The last so many of `causal_mask`, the place itself among them; 0: all of them. Bool [B, L, L]."""
+    mask = causal_mask(batch)
+    if not last:
+        return mask
+    place = jnp.arange(mask.shape[1])
+    return mask & (place[:, None] - place[None] < last)[None]
+
+
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of the vectors x [B, L, D] that each place sees, mask [B, P, L]; [B, P, D], zero where it sees none."""
     total = jnp.einsum("bpl,bld->bpd", mask.astype(x.dtype), x)
