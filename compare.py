@@ -25,7 +25,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, and of the 
 _MODELS = flags.DEFINE_list("models", ["t2diff_causal", "sasrec"], "Models of model.name, a row each.")
 _ROW = flags.DEFINE_multi_string("row", [], "A further row: its name, a colon, and what sets it apart.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Training seeds a row, from 0.", lower_bound=1)
-_SHOWN = ("row", "seeds", "recall@10", "ndcg@10", "recall@20", "mrr@20", "ms per user", "minutes of training")
+_SHOWN = (
+    "row",
+    "seeds",
+    "recall@10",
+    "ndcg@10",
+    "recall@20",
+    "mrr@20",
+    "parameters",
+    "ms per user",
+    "minutes of training",
+)
 
 
 def main(argv: list[str]) -> None:

@@ -39,6 +39,7 @@ def evaluate_checkpoint(
     scores = evaluator.score_targets(variables, targets, config.eval.noise_keys)
     result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": split}
     result |= report(evaluator, variables, targets, scores, counts)
+    result["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     result["milliseconds_per_user"] = evaluator.milliseconds_per_user(variables, targets)
     if "slot" in result:
         diffusion = config.diffusion
@@ -77,7 +78,7 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
     search = result.get("search")
     how = f"{search['dtype']}{', approximate' if search['recall'] < 1 else ''}" if search else ""
     searched = f"\nsearch in {how}: {search['found']:.2%} of the top {search['k']}" if search else ""
-    speed = f"\n\nuser tower: {result['milliseconds_per_user']:.3f} ms per user"
+    speed = f"\n\n{result['parameters']:,} parameters; user tower: {result['milliseconds_per_user']:.3f} ms per user"
     return f"{head}\n\n{metrics_table(rows)}{slot}{speed}{searched}{tail}"
 
 

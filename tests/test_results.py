@@ -19,6 +19,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
         "popularity": {"metrics": {name: {"mean": 0.01, "spread": 0.0} for name in names}},
         "seen_items_excluded": excluded,
         "split": split,
+        "parameters": 12345,
         "milliseconds_per_user": 0.25,
         "recall@20_by_popularity_decile": np.linspace(0.1, 0.5, 10).tolist(),
         "recall@20_by_history_decile": np.linspace(0.4, 0.5, 10).tolist(),
@@ -91,7 +92,9 @@ def test_the_accuracy_tables(page):
     row = dict(zip(head, first, strict=True))
     assert row["row"] == "diffusion" and row["seeds"] == "2" and row["ndcg@10"] == "0.3100 ± 0.0141"
     assert row["cosine of the generated item (last behaviour)"] == "0.420 ± 0.028 (0.250)" and row["calls"] == "1"
-    assert row["minutes of training"] == "2" and row["ms per user"] == "0.25"  # 120 steps of 256 at 256 a second
+    assert (
+        row["minutes of training"] == "2" and row["ms per user"] == "0.25" and row["parameters"] == "12,345"
+    )  # 120 steps of 256 at 256 a second
     # Hits at 1, 1, (9 and out), 1 against 2, 2, out, 2.
     difference = (3 * (1 - 1 / np.log2(3)) + 1 / np.log2(10) / 2) / 4
     assert row["ndcg@10 against empty [95 %]"].startswith(f"{difference:+.4f} [")

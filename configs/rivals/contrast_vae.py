@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/contrast_vae.py --config.data.path=DIR --workdir runs/contrast_vae
 
-NOT YET
+17 minutes. Test, seed 0 (commit b042dea): HR@10 .317, NDCG@10 .187.
 """
 
 from configs import ml1m_loo

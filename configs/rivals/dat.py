@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/dat.py --config.data.path=DIR --workdir runs/dat
 
-NOT YET
+7 minutes. Test, seed 0 (commit b042dea): HR@10 .267, NDCG@10 .149.
 """
 
 from configs import ml1m_loo

@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/stosa.py --config.data.path=DIR --workdir runs/stosa
 
-20 minutes. Test, seed 0: HR@10 .313, NDCG@10 .183.
+21 minutes. Test, seed 0 (commit d97224a): HR@10 .313, NDCG@10 .183.
 """
 
 from configs import ml1m_loo

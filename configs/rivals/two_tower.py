@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/two_tower.py --config.data.path=DIR --workdir runs/two_tower
 
-NOT YET
+5 minutes. Test, seed 0 (commit b042dea): HR@10 .263, NDCG@10 .148.
 """
 
 from configs import ml1m_loo

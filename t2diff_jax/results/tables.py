@@ -21,7 +21,7 @@ def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
 def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
     """One row per label with an evaluation of that kind, and popularity."""
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
-    head += ["ms per user", "minutes of training"]
+    head += ["parameters", "ms per user", "minutes of training"]
     head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
     body, popularity = [], None
     for label, runs in rows.items():
@@ -30,7 +30,13 @@ def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, agains
             continue
         cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
         speed = np.mean([e["milliseconds_per_user"] for e in found])
-        cells += [*_slot_cells(found), f"{speed:.2f}", f"{np.mean([run.minutes for run in runs]):.0f}"]
+        size = found[0].get("parameters")  # kept runs of older versions do not say
+        cells += [
+            *_slot_cells(found),
+            f"{size:,}" if size else "",
+            f"{speed:.2f}",
+            f"{np.mean([run.minutes for run in runs]):.0f}",
+        ]
         if against:
             ranked = all(is_excluded(run) == excluded for run in (*runs, *rows[against]))
             shown = label != against and ranked
