@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from t2diff_jax import rng
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.batches import TrainingOrder, Windows, gather
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.experiment import Experiment
@@ -61,6 +62,17 @@ class PreRanking:
             parts.append(order.epoch(epoch))
         users, positions = (np.concatenate([getattr(p, n) for p in parts])[:wanted] for n in ("users", "positions"))
         return Targets(users, positions)
+
+    def with_the_taken(self, log: Candidates) -> Candidates:
+        """The requests whose candidates hold the item that was taken.
+
+        From the others a pre-ranker would learn that what was taken is unlike what is retrieved.
+        """
+        kept = (log.ids == self.targets_of(log)[:, None]).any(axis=1)
+        say(f"{len(kept):,} logged requests, of which {kept.sum():,} hold the item that was taken")
+        if not kept.any():
+            raise ConfigError("config.cold.candidates: no logged request holds the item that was taken; raise it")
+        return Candidates(Targets(log.targets.users[kept], log.targets.positions[kept]), log.ids[kept])
 
     def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
         """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates."""
@@ -172,8 +184,7 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     log, found = pre.logged(pre.training_requests()), pre.logged(getattr(experiment.split, split))
     order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
     alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
-    share = float((log.ids == pre.targets_of(log)[:, None]).any(axis=1).mean())
-    say(f"{len(log.ids):,} logged requests; the item that was taken is a candidate in {share:.1%}")
+    log = pre.with_the_taken(log)
     groups, results = feature_groups(experiment.retriever.sizes), []
     for number in (len(groups), *config.cold.keep):
         if results:
