@@ -75,11 +75,17 @@ class PreRanking:
         return Candidates(Targets(log.targets.users[kept], log.targets.positions[kept]), log.ids[kept])
 
     def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
-        """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates."""
+        """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates.
+
+        Its item vectors start as the retriever's.
+        """
         config = self.experiment.config
         cold = COLD(config.cold, config.model, self.experiment.retriever.sizes, groups)
         catalogue, tx = self.experiment.catalogue, optax.adam(config.cold.learning_rate)
-        variables = jax.jit(cold.init)(rng.stream(config.seed, "cold"), catalogue, *self._training_batch(log, 0))
+        drawn = jax.jit(cold.init)(rng.stream(config.seed, "cold"), catalogue, *self._training_batch(log, 0))
+        # Logged requests are few beside what the retriever has learned from: its item vectors are where to start.
+        known = jax.tree.map(jnp.copy, self.retriever_variables["params"]["items"])
+        variables = {"params": {**drawn["params"], "items": known}}
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(variables: Variables, state: Any, batch: Batch, items: jax.Array) -> tuple[Variables, Any, jax.Array]:
