@@ -40,7 +40,7 @@ class Sized:
         rows = -(-(items + 1) // 8) * 8
         mesh = make_mesh(config.mesh)
         self.catalogue = put_catalogue(mesh, Catalogue(np.zeros(rows, np.float32), None, None, items))
-        sizes = Sizes(rows=rows, window=window, categories=0, content=0, user_features=(), lags=False)
+        sizes = Sizes(rows=rows, window=window, categories=0, content=0, user_features=(), lags=False, users=1000)
         batch = {
             "history": draw.integers(1, items + 1, (size, window), np.int32),
             "session_length": np.full(size, config.model.session_length, np.int32),

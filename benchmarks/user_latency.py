@@ -30,7 +30,7 @@ def main() -> None:
     values.diffusion.update(dict(sampler="ddpm", sampler_steps=50))
     config = from_mapping(values)
     rows = -(-(ITEMS + 1) // config.model.row_multiple) * config.model.row_multiple
-    model = build_retriever(config, Sizes(rows, config.data.window, CATEGORIES + 1, 0, (), False))
+    model = build_retriever(config, Sizes(rows, config.data.window, CATEGORIES + 1, 0, (), False, users=1))
     key = jax.random.key(0)
     categories = jax.random.randint(key, (rows, 6), 0, CATEGORIES + 1)
     catalogue = Catalogue(jnp.ones(rows), categories, None, ITEMS)

@@ -83,11 +83,14 @@ def get_config() -> ConfigDict:
             user_feature_dim=8,  # width of one user feature's embedding
             sketch_dim=0,  # not of t2diff: width of the history sketch (item signatures); 0: none
             init_sd=0.1,  # standard deviation of the embedding tables at the start
-            layers=2,  # transformer blocks of the session encoder (without a slot: layers of the whole tower)
+            # transformer blocks of the session encoder (sequential models without a slot: layers of the whole tower;
+            # towers and interests have one)
+            layers=2,
             heads=2,
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
-            positions="learned",  # learned (counted from the newest behaviour) | rotary (relative)
+            # learned (counted from the newest behaviour) | rotary (relative); not of towers and interests
+            positions="learned",
             vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
             # From here to `slot`: of models with a slot; two_tower, dat and mtmi have sessions too.
@@ -132,7 +135,8 @@ def get_config() -> ConfigDict:
     )
     # Weights of divergence and contrast beside the cross-entropy; temperature of the contrast.
     config.model.contrast_vae = ConfigDict(dict(kl_weight=0.001, contrast_weight=0.1, temperature=0.2))
-    config.diffusion = ConfigDict(  # of models with a slot, and of diffurec
+    # Of models with a slot; of these diffurec reads schedule, sampler, step_dim, scale_decay and mixing.
+    config.diffusion = ConfigDict(
         dict(
             schedule="exponential",  # exponential | linear | logarithmic
             steps=50,  # T
@@ -187,7 +191,7 @@ def get_config() -> ConfigDict:
             merge="softmax_mean",
         )
     )
-    config.cold = ConfigDict(  # prerank.py: a network that re-ranks what a trained retriever found
+    config.cold = ConfigDict(  # prerank.py: a network, in float32, that re-ranks what a trained retriever found
         dict(
             requests=20_000,  # of training users, whose candidates are logged
             candidates=200,  # M: so many are logged, and re-ranked at most

@@ -39,6 +39,8 @@ _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate a
 _SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
 _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
+# What versions before these keys of `model` did.
+_BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -295,11 +297,14 @@ def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str
 
 
 def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """What an older version stored, with the sections that it did not know, for evaluation or for other models."""
+    """What an older version stored, as one of today would have: with the sections that it did not know, which are for
+    evaluation or for other models, and with what it did where there is a key now."""
     aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
-    model = stored["model"]
-    sections = {name: own | model.get(name, {}) for name, own in current["model"].items() if isinstance(own, dict)}
-    return stored | aside | {"model": model | sections}
+    model = dict(stored["model"])
+    renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
+    sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
+    known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}
+    return stored | aside | {"model": model | sections | known}
 
 
 def check_same_model(workdir: str | os.PathLike, config: Config) -> None:

@@ -120,6 +120,11 @@ def rival_rules(c: "Config") -> Rules:
             "must be positive for dat, whose vectors have length 1",
         ),
         (0 <= m.dat.unknown_users < 1, "model.dat.unknown_users", "must be in [0, 1)"),
+        (
+            m.name != "dat" or m.dat.unknown_users > 0 or c.data.protocol == "leave_one_out",
+            "model.dat.unknown_users",
+            "must be positive where users are tested whom training never met: else nothing stands for their ids",
+        ),
         (min(m.dat.mimic, m.dat.alignment) >= 0, "model.dat", "weights must not be negative"),
         (min(i.number, i.iterations) >= 1, "model.interests", "number and iterations must be at least 1"),
         (
@@ -127,6 +132,22 @@ def rival_rules(c: "Config") -> Rules:
             "model.interests",
             "last, label_power and diversity_weight must not be negative",
         ),
+        (
+            i.label_power == 0 or i.label_power >= 1,
+            "model.interests.label_power",
+            "must be 0 or at least 1: below, nothing limits the gradient of a product of 0",
+        ),
+        (
+            i.label_power == 0 or m.name in ("mind", "drim"),
+            "model.interests.label_power",
+            "is for mind and drim; in other models the nearest interest speaks alone",
+        ),
+        (
+            m.name not in ("mind", "drim") or i.number <= _most_interests(i.last or c.data.window),
+            "model.interests.number",
+            "exceeds the log2 of the behaviours that interests are made of: the rest would never speak",
+        ),
+        (m.name != "diffurec" or c.diffusion.samples == 1, "diffusion.samples", "must be 1 for diffurec"),
         (not of_interests or c.eval.merge == "max", "eval.merge", "must be max for models of several interests"),
         (
             m.contrast_vae.temperature > 0 and min(m.contrast_vae.kl_weight, m.contrast_vae.contrast_weight) >= 0,
@@ -134,6 +155,11 @@ def rival_rules(c: "Config") -> Rules:
             "temperature must be positive, weights not negative",
         ),
     ]
+
+
+def _most_interests(behaviours: int) -> int:
+    """max(1, floor(log2 n))."""
+    return max(1, behaviours.bit_length() - 1)
 
 
 def diffusion_rules(c: "Config") -> Rules:

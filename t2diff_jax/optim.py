@@ -93,7 +93,7 @@ def kernel_axes(params: Any) -> Any:
         if name != "kernel" or leaf.ndim < 2:
             return None
         # Query, key and value split what comes out into heads; any other kernel has its one output axis at the end.
-        inputs = 1 if layer in ("query", "key", "value") else leaf.ndim - 1
+        inputs = 1 if layer.split("_")[0] in ("query", "key", "value") else leaf.ndim - 1
         return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -21,7 +21,7 @@ from t2diff_jax.data.splits import Targets
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.metrics import ranking_metrics
 from t2diff_jax.models.cold import COLD, feature_groups
-from t2diff_jax.sharding import put_batch
+from t2diff_jax.sharding import process_rows, put_batch
 from t2diff_jax.types import Batch, Variables
 from t2diff_jax.writer import say
 
@@ -118,7 +118,7 @@ class PreRanking:
 
     def scores(self, cold: COLD, variables: Variables, found: Candidates) -> np.ndarray:
         """Of all candidates, float32 [n, M]."""
-        size, parts = self.experiment.config.eval.batch_size, []
+        size, parts = self.experiment.evaluator().batch_rows, []
         score = jax.jit(cold.score)
         for start in range(0, len(found.ids), size):
             users, positions, ids = self._lot(found, start, size)
@@ -128,7 +128,7 @@ class PreRanking:
 
     def milliseconds(self, cold: COLD, variables: Variables, found: Candidates, m: int) -> float:
         """Per request to score m candidates, at `eval.batch_size` requests a call: the fastest of three."""
-        size, times = self.experiment.config.eval.batch_size, []
+        size, times = self.experiment.evaluator().batch_rows, []
         users, positions, ids = self._lot(found, 0, size)
         args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids[:, :m])
         score = jax.jit(cold.score)
@@ -158,13 +158,15 @@ class PreRanking:
 def ranks_among(ids: np.ndarray, scores: np.ndarray, taken: np.ndarray, m: int) -> np.ndarray:
     """Rank of the taken item among the first m candidates by score, float [n]; where it is not among them, `_MISSED`.
 
-    ids, scores: [n, M]; taken: [n]. As everywhere 1 + greater + ties / 2.
+    ids, scores: [n, M]; taken: [n]. As everywhere 1 + greater + ties / 2. NaN where a score is not finite.
     """
+    finite = np.isfinite(scores[:, :m]).all(axis=1)
     ids, scores = ids[:, :m], np.where(ids[:, :m] > 0, scores[:, :m], -np.inf)
     own = ids == taken[:, None]
     score = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
     greater, ties = (scores > score).sum(axis=1), ((scores == score) & ~own).sum(axis=1)
-    return np.where(own.any(axis=1), 1 + greater + ties / 2, _MISSED)
+    ranks = np.where(own.any(axis=1), 1 + greater + ties / 2, _MISSED)
+    return np.where(finite, ranks, np.nan)
 
 
 def kept_groups(gates: dict[str, float], number: int) -> tuple[str, ...]:
@@ -177,7 +179,7 @@ def measured(pre: PreRanking, cold: COLD, variables: Variables, found: Candidate
     """A row per M of `cold.cutoffs`: metrics after re-ranking, milliseconds per request, pairs a second."""
     config, taken, rows = pre.experiment.config, pre.targets_of(found), []
     scores = pre.scores(cold, variables, found)
-    for m in config.cold.cutoffs:
+    for m in sorted({min(m, found.ids.shape[1]) for m in config.cold.cutoffs}):
         metrics = ranking_metrics(ranks_among(found.ids, scores, taken, m), config.eval.ks)
         milliseconds = pre.milliseconds(cold, variables, found, m)
         rows.append({"candidates": m, **metrics, "ms": milliseconds, "pairs_per_s": 1000 * m / milliseconds})
@@ -187,11 +189,17 @@ def measured(pre: PreRanking, cold: COLD, variables: Variables, found: Candidate
 def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, Any]:
     """Trains with all groups, then with fewer (`cold.keep`), and measures each on the targets of a split."""
     config, pre = experiment.config, PreRanking(experiment, variables)
-    log, found = pre.logged(pre.training_requests()), pre.logged(getattr(experiment.split, split))
+    if jax.process_count() > 1:
+        raise ConfigError("prerank.py runs in one process: start it without others beside it")
+    process_rows(experiment.mesh, config.cold.batch_size)
+    targets = getattr(experiment.split, split)
+    warm = targets.positions > 0  # as in the evaluation: nothing can be known of the others
+    log = pre.logged(pre.training_requests())
+    found = pre.logged(Targets(targets.users[warm], targets.positions[warm]))
     order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
     alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
     log = pre.with_the_taken(log)
-    groups, results = feature_groups(experiment.retriever.sizes), []
+    groups, results = feature_groups(config.model, experiment.retriever.sizes), []
     for number in (len(groups), *config.cold.keep):
         if results:
             groups = kept_groups(results[0]["gates"], number)

@@ -454,8 +454,12 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     path = tmp_path / "config.json"
     stored = json.loads(path.read_text())
     del stored["config"]["auto"], stored["config"]["eval"]["search_recall"], stored["config"]["model"]["interests"]
-    del stored["config"]["model"]["mamba"]["chunk"]
+    del stored["config"]["model"]["mamba"]["chunk"], stored["config"]["model"]["bert4rec"]
+    stored["config"]["model"]["bert_masked"] = 0.2
     path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r"mamba\.chunk: 0 there, 4 now"):  # it had all places at once
+        checkpoint.check_same_model(tmp_path, config)
+    config = _changed(config, model__mamba__chunk=0)
     checkpoint.open_workdir(tmp_path, _changed(config, model__interests__number=9), "log")
     checkpoint.check_same_model(tmp_path, _changed(config, model__interests__number=9))
     del stored["config"]["model"]["heads"]

@@ -28,7 +28,8 @@ from t2diff_jax.preranking import kept_groups, ranks_among
 from t2diff_jax.types import PreRanker
 
 CATALOGUE, BATCH = make_catalogue(), make_batch()
-GROUPS = feature_groups(SIZES)
+MODEL = small_config().model
+GROUPS = feature_groups(MODEL, SIZES)
 CHOSEN = jnp.asarray(np.random.default_rng(5).integers(1, ITEMS + 1, (5, 4)), jnp.int32)
 
 
@@ -49,7 +50,7 @@ def cold():
 def test_groups_follow_the_data():
     assert isinstance(make(), PreRanker)
     assert GROUPS[:7] == ("history", "session", "last", "user", "item", "category", "content")
-    assert feature_groups(PLAIN) == (
+    assert feature_groups(MODEL, PLAIN) == (
         "history",
         "session",
         "last",
@@ -58,6 +59,17 @@ def test_groups_follow_the_data():
         "session_cross",
         "last_cross",
     )
+
+
+def test_a_feature_without_room_is_no_group():
+    """Nor is it taken for another: categories of width 0 beside content."""
+    config = small_config(model__category_dim=0, cold__hidden=(6, 5))
+    groups = feature_groups(config.model, SIZES)
+    assert "category" not in groups and "content" in groups
+    narrow = COLD(config.cold, config.model, SIZES, groups)
+    variables = narrow.init(jax.random.key(0), CATALOGUE, BATCH, CHOSEN)
+    assert np.isfinite(narrow.score(variables, CATALOGUE, BATCH, CHOSEN)).all()
+    assert variables["params"]["items"]["content"]["kernel"].shape == (3, 2)
 
 
 def test_scores_and_gates_against_numpy(cold):
@@ -144,6 +156,7 @@ def test_ranks_among_candidates():
     ranks = ranks_among(ids, scores, taken, 2)
     np.testing.assert_array_equal(ranks[[0, 1, 3]], [1, 1, 1])
     assert ranks[2] > 1e9
+    assert np.isnan(ranks_among(ids, np.full_like(scores, np.nan), taken, 3)).all()
 
 
 @pytest.fixture(scope="module")

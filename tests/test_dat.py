@@ -21,7 +21,7 @@ from model_cases import (
 )
 
 from t2diff_jax.models import build_retriever
-from t2diff_jax.models.dat import alignment
+from t2diff_jax.models.dat import alignment, first_of_each
 
 CATALOGUE, BATCH = make_catalogue(), make_batch()
 VALID = np.asarray(BATCH["history"]) > 0
@@ -29,7 +29,8 @@ KEY = jax.random.key(3)
 
 
 def make(**changes):
-    return build_retriever(small_config(**{"model__name": "dat", "model__sketch_dim": 4} | changes), SIZES)
+    fixed = {"model__name": "dat", "model__sketch_dim": 4, "data__protocol": "leave_one_out"}
+    return build_retriever(small_config(**fixed | changes), SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +92,16 @@ def test_losses_against_numpy(dat):
     users = np.asarray(retriever.net.apply(params, x, batch, deterministic=True, method="user"))[:, :, 0]
     following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
     a_u, a_v = (np.asarray(params["params"][name]) for name in ("augmented_users", "augmented_item_table"))
-    terms, mimic, towers, chosen = [], [], [], []
+    terms, mimic, towers, chosen, met = [], [], [], [], set()
     for b, j in np.argwhere(VALID & (np.asarray(BATCH["weight"]) > 0)[:, None]):
         target = following[b, j]
         terms.append(reference.cross_entropy((users[b, j] @ table.T)[1 : ITEMS + 1], target - 1))
         p_u, p_v = users[b, j, :8] * 0.05, table[target, :8]
         mimic.append(np.mean((a_u[BATCH["user"][b]] - p_v) ** 2) + np.mean((a_v[target] - p_u) ** 2))
-        towers.append(p_v)
-        chosen.append(np.asarray(CATALOGUE.categories)[target])
+        if target not in met:  # an item counts once, however often it was taken
+            towers.append(p_v)
+            chosen.append(np.asarray(CATALOGUE.categories)[target])
+        met.add(int(target))
     np.testing.assert_allclose(metrics["loss_tower"], np.mean(terms), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss_mimic"], np.mean(mimic), rtol=1e-4)
     aligned = slow_alignment(np.array(towers, np.float64), np.array(chosen))
@@ -123,6 +126,11 @@ def test_alignment_by_hand():
     assert alignment(vectors, categories, weights * 0, 4) == 0
     gradient = jax.grad(lambda v: alignment(v, categories, weights, 4))(vectors)
     assert np.isfinite(gradient).all() and gradient[5] == 0 and gradient[4] == 0
+
+
+def test_first_of_each():
+    got = first_of_each(jnp.array([[3, 0, 5], [5, 3, 7]]))
+    np.testing.assert_array_equal(got, [[True, False, True], [False, False, True]])
 
 
 def test_alignment_against_numpy():

@@ -30,11 +30,13 @@ from t2diff_jax.models.interests import label_aware
 NAMES = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 CATALOGUE, BATCH = make_catalogue(), make_batch()
 VALID = np.asarray(BATCH["history"]) > 0
-K = 3
+K = 3  # of interests of 8 behaviours: log2
 
 
 def make(name, sizes=SIZES, **changes):
-    changes = dict(model__name=name, model__sketch_dim=4, model__interests__number=K) | changes
+    changes = (
+        dict(model__name=name, model__sketch_dim=4, model__interests__number=K, model__interests__last=8) | changes
+    )
     return build_retriever(small_config(**changes), sizes)
 
 
@@ -93,7 +95,7 @@ def test_no_place_sees_a_later_behaviour(model):
 @pytest.mark.parametrize("name", ["mind", "comirec_sa", "comirec_dr"])
 def test_interests_are_made_of_the_latest(name):
     """Of the last two behaviours: the last place of a full window sees those, and none before."""
-    retriever = make(name, model__interests__last=2, model__sketch_dim=0)
+    retriever = make(name, model__interests__last=2, model__interests__number=1, model__sketch_dim=0)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
     encode = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))
     (before, active), full = encode(BATCH), VALID.all(axis=1)
@@ -209,9 +211,12 @@ def test_how_many_interests():
 # --- each against numpy, place by place ---
 
 
-def run(name, **changes):
+LAST = 4  # of the window of 6
+
+
+def run(name, last=LAST, **changes):
     """Parameters in float64, normed inputs [B, L, D], the interests [B, L, K, D]."""
-    retriever, batch = make(name, PLAIN, **changes), make_batch(sizes=PLAIN)
+    retriever, batch = make(name, PLAIN, model__interests__last=last, **changes), make_batch(sizes=PLAIN)
     x = normal(3, *batch["history"].shape, 8)
     variables = {"params": drawn(retriever.init, make_catalogue(PLAIN), batch)}
 
@@ -247,32 +252,33 @@ def routed(votes, logits):
 def test_comirec_by_attention_by_hand():
     p, x, batch, found = run("comirec_sa")
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
-        h = x[b] + p["positions"]
-        scores = dense(p["score"], np.tanh(dense(p["hidden"], h)))
         for j in np.flatnonzero(valid):
-            seen = [i for i in range(j + 1) if valid[i]]
-            expected = softmax(scores[seen].T) @ h[seen]
+            seen = [i for i in range(max(0, j - LAST + 1), j + 1) if valid[i]]
+            h = x[b, seen] + p["positions"][[j - i for i in seen]]
+            scores = dense(p["score"], np.tanh(dense(p["hidden"], h)))
+            expected = softmax(scores.T) @ x[b, seen]
             np.testing.assert_allclose(found[b, j], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_comirec_by_routing_by_hand():
     p, x, batch, found = run("comirec_dr")
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
-        votes = np.einsum("ld,lkde->lke", x[b], p["maps"])
         for j in np.flatnonzero(valid):
-            seen = [i for i in range(j + 1) if valid[i]]
-            np.testing.assert_allclose(found[b, j], routed(votes[seen], np.zeros((len(seen), K))), rtol=1e-3, atol=1e-4)
+            seen = [i for i in range(max(0, j - LAST + 1), j + 1) if valid[i]]
+            votes = np.einsum("nd,nkde->nke", x[b, seen], p["maps"][[j - i for i in seen]])
+            np.testing.assert_allclose(found[b, j], routed(votes, np.zeros((len(seen), K))), rtol=1e-3, atol=1e-4)
 
 
 def test_mind_by_hand():
     """The first logits are the same for the same distance, in whatever window and at whatever place."""
-    p, x, batch, found = run("mind")
+    p, x, batch, found = run("mind", last=8)
     start = np.asarray(jax.random.normal(rng.stream(0, "routing"), (K, 6))).T
     tower = p["tower"]
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
         votes = dense(p["shared_map"], x[b])[:, None].repeat(K, axis=1)
         for n, j in enumerate(np.flatnonzero(valid), 1):
-            seen, kinds = [i for i in range(j + 1) if valid[i]], max(1, min(K, int(np.log2(n))))
+            seen = [i for i in range(j + 1) if valid[i]]
+            kinds = max(1, min(K, int(np.log2(n))))
             u = routed(votes[seen][:, :kinds], start[[j - i for i in seen]][:, :kinds])
             expected = dense(tower["out"], np.asarray(jax.nn.gelu(dense(tower["hidden"], u))))
             np.testing.assert_allclose(found[b, j, :kinds], expected, rtol=1e-3, atol=1e-4)
@@ -282,9 +288,10 @@ def test_mind_by_hand():
     ("name", "expected"),
     [
         ("mind", 8 * 8 + 2 * (8 * 8 + 8)),
-        ("comirec_sa", 6 * 8 + 8 * 8 + 8 * K),
-        ("comirec_dr", 6 * K * 8 * 8),
+        ("comirec_sa", LAST * 8 + 8 * 8 + 8 * K),
+        ("comirec_dr", LAST * K * 8 * 8),
     ],
 )
 def test_number_of_parameters(name, expected):
-    assert sum(leaf.size for leaf in jax.tree.leaves(run(name)[0])) == expected
+    last = 8 if name == "mind" else LAST
+    assert sum(leaf.size for leaf in jax.tree.leaves(run(name, last)[0])) == expected

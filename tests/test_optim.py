@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_cases import built, normal
-from optax.contrib import MuonDimensionNumbers
+from flax import traverse_util
+from model_cases import SIZES, make_batch, make_catalogue, normal, small_config
 
 from configs import base
 from t2diff_jax.config import OptimConfig
+from t2diff_jax.config_rules import MODELS
 from t2diff_jax.config_values import from_mapping
+from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer, scale_by_row_adagrad
 
 
@@ -170,15 +172,19 @@ def test_kernels_are_maps_from_inputs_to_outputs():
     assert found["query"]["bias"] is None and found["item_table"] is None
 
 
-@pytest.mark.parametrize("name", ["sasrec", "t2diff", "t2diff_causal"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_kernel_of_a_model_is_a_whole_map(name):
-    """Its inputs times outputs are its size, and no other parameter is called so."""
-    _, variables = built(model__name=name)
-    axes = jax.tree.leaves(kernel_axes(variables["params"]), is_leaf=lambda x: isinstance(x, MuonDimensionNumbers))
-    kernels = [leaf for path, leaf in jax.tree.leaves_with_path(variables["params"]) if path[-1].key == "kernel"]
-    assert len(axes) == len(kernels) > 3
-    for a, kernel in zip(axes, kernels, strict=True):
-        assert sorted((*a.reduction_axis, *a.output_axis)) == list(range(kernel.ndim))
+    """What comes out of it is what its bias is added to, and what goes in is the rest."""
+    retriever = build_retriever(small_config(model__name=name), SIZES)
+    params = jax.eval_shape(retriever.init, jax.random.key(0), make_catalogue(), make_batch())["params"]
+    found, shapes = traverse_util.flatten_dict(kernel_axes(params)), traverse_util.flatten_dict(params)
+    kernels = {path: leaf for path, leaf in shapes.items() if path[-1] == "kernel"}
+    assert kernels and {path for path, axes in found.items() if axes is not None} == set(kernels)
+    for path, kernel in kernels.items():
+        inputs, outputs = found[path].reduction_axis, found[path].output_axis
+        assert (*inputs, *outputs) == tuple(range(kernel.ndim)), path
+        if (bias := shapes.get((*path[:-1], "bias"))) is not None:
+            assert tuple(kernel.shape[axis] for axis in outputs) == bias.shape, path
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 0.2), (50.0, 1.0), (0.0, 1.0)])

@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/comirec_dr.py --config.data.path=DIR --workdir runs/comirec_dr
 
-NOT YET
+Not run yet.
 """
 
 from configs import ml1m_loo

@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/drim.py --config.data.path=DIR --workdir runs/drim
 
-NOT YET
+Not run yet.
 """
 
 from configs import ml1m_loo

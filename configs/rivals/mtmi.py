@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/mtmi.py --config.data.path=DIR --workdir runs/mtmi
 
-NOT YET
+Not run to its end yet; validation NDCG@10 at step 1,500 .137.
 """
 
 from configs import ml1m_loo

@@ -18,9 +18,16 @@ from t2diff_jax.nn.embeddings import UserFeatures
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
 
-def feature_groups(sizes: Sizes) -> tuple[str, ...]:
-    """The groups that a log has data for. Those named `*_cross` are products of the item with what the user had."""
-    present = {"user": bool(sizes.user_features), "category": bool(sizes.categories), "content": bool(sizes.content)}
+def feature_groups(model: ModelConfig, sizes: Sizes) -> tuple[str, ...]:
+    """The groups that a log has data for and embeddings have room for.
+
+    Those named `*_cross` are products of the item with what the user had.
+    """
+    present = {
+        "user": bool(sizes.user_features),
+        "category": sizes.categories > 0 and model.category_dim > 0,
+        "content": sizes.content > 0 and model.content_dim > 0,
+    }
     names = ("history", "session", "last", "user", "item", "category", "content")
     crosses = ("history_cross", "session_cross", "last_cross")
     return (*(name for name in names if present.get(name, True)), *crosses)

@@ -83,11 +83,10 @@ class DAT(Sequential):
         loss = items.cross_entropy(users, targets, weights, batch["history"])
         towers = self.net.apply(params, items.lookup(targets), targets, method="scored")
         mimic = self._mimic(params, batch, users[:, :, 0], towers, targets, weights)
-        aligned = (
-            0.0
-            if catalogue.categories is None
-            else alignment(towers, catalogue.categories[targets], weights, self.sizes.categories)
-        )
+        aligned = 0.0
+        if catalogue.categories is not None:
+            once = weights * first_of_each(jnp.where(weights > 0, targets, 0))
+            aligned = alignment(towers, catalogue.categories[targets], once, self.sizes.categories)
         stats = {"met": variables["stats"]["met"].at[batch["user"]].max(batch["weight"])}
         metrics = {"loss_tower": loss, "loss_mimic": mimic}
         return loss + config.mimic * mimic + config.alignment * aligned, (metrics, stats)
@@ -123,3 +122,11 @@ def alignment(vectors: jax.Array, categories: jax.Array, weights: jax.Array, kin
     covariance = centred / jnp.maximum(count - 1, 1)[:, None, None]
     difference = jnp.square(covariance - covariance[jnp.argmax(count)][None]).sum(axis=(1, 2))
     return jnp.where(count >= 2, difference, 0).sum()
+
+
+def first_of_each(ids: jax.Array) -> jax.Array:
+    """True where an id stands for the first time in an array of any shape, row by row; never for 0."""
+    flat = ids.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    new = jnp.concatenate([jnp.ones(1, bool), flat[order][1:] != flat[order][:-1]])
+    return (jnp.zeros(len(flat), bool).at[order].set(new) & (flat > 0)).reshape(ids.shape)

@@ -35,20 +35,20 @@ class ItemEmbedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "..."], catalogue: Catalogue) -> Float[Array, "... D"]:
         """e(i) for ids of any shape."""
-        features = [x[ids] for x in (catalogue.categories, catalogue.content) if x is not None]
-        return self._join(self.item_table[ids], *features) * (ids > 0)[..., None]
+        categories, content = (None if x is None else x[ids] for x in (catalogue.categories, catalogue.content))
+        return self._join(self.item_table[ids], categories, content) * (ids > 0)[..., None]
 
     def table(self, catalogue: Catalogue) -> Float[Array, "R D"]:
         """e(i) of every row, without a gather of the id table. Rows that are no items are zero."""
-        features = [x for x in (catalogue.categories, catalogue.content) if x is not None]
-        return self._join(self.item_table, *features) * is_item(catalogue)[:, None]
+        joined = self._join(self.item_table, catalogue.categories, catalogue.content)
+        return joined * is_item(catalogue)[:, None]
 
-    def _join(self, id_part: Array, *features: Array) -> Array:
-        parts, rest = [id_part], list(features)
+    def _join(self, id_part: Array, categories: Array | None, content: Array | None) -> Array:
+        parts = [id_part]
         if self.category_dim:
-            parts.append(self._mean_category(rest.pop(0)))
+            parts.append(self._mean_category(categories))
         if self.content_dim:
-            parts.append(self.content(rest.pop(0)))
+            parts.append(self.content(content))
         return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else id_part
 
     def _mean_category(self, categories: Int[Array, "... C"]) -> Float[Array, "... E"]:
