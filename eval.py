@@ -6,13 +6,10 @@ python eval.py --config configs/quickstart.py --workdir runs/quickstart
 import pathlib
 import re
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final
-from t2diff_jax.checkpoint import check_same_model
 from t2diff_jax.command_line import parser
 from t2diff_jax.config import Config
 from t2diff_jax.config_values import from_mapping
@@ -50,11 +47,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Evaluates `workdir`, whose model and data must be those of `config`."""
-    check_same_model(workdir, config)
-    if config.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    experiment = experiment_lib.build(config)
-    say(experiment.summary())
+    experiment = final.reopen(config, workdir)
     name, split = _NAME.value or final.evaluation_name(_SPLIT.value), _SPLIT.value
     final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)
     if _AGAINST.value:

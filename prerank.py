@@ -5,13 +5,10 @@ python prerank.py --config configs/quickstart.py --workdir runs/quickstart
 
 import pathlib
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax import experiment as experiment_lib
 from t2diff_jax import final, preranking
-from t2diff_jax.checkpoint import check_same_model
 from t2diff_jax.command_line import parser
 from t2diff_jax.config import Config
 from t2diff_jax.config_values import from_mapping
@@ -36,11 +33,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Pre-ranks for the retriever in `workdir`, whose model and data must be those of `config`."""
-    check_same_model(workdir, config)
-    if config.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    experiment = experiment_lib.build(config)
-    say(experiment.summary())
+    experiment = final.reopen(config, workdir)
     state, _ = final.restore(experiment, workdir, _STEP.value)
     result = preranking.run(experiment, state.evaluation_variables(), _SPLIT.value)
     path = workdir / ("prerank.json" if _SPLIT.value == "test" else f"prerank_{_SPLIT.value}.json")

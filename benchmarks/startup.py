@@ -15,7 +15,8 @@ CHILD = """
 import sys, time
 start = time.perf_counter()
 import importlib, json, jax
-from t2diff_jax.config_values import from_mapping, experiment as experiment_lib
+from t2diff_jax import experiment as experiment_lib
+from t2diff_jax.config_values import from_mapping
 times = {"import": time.perf_counter() - start}
 
 def clock(name, call):

@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
     # states are held at a time (on a CPU few stay in its cache; 0: all at once).
     config.model.mamba = ConfigDict(dict(state=32, conv=4, expand=2, chunk=4))
     config.model.two_tower = ConfigDict(dict(temperature=0.05))  # scores are cosines over it; 0: inner products
-    config.model.dat = ConfigDict(
+    config.model.dat = ConfigDict(  # its table of users is learned whole at every step, also with optim.lazy_rows
         dict(
             behaviours=True,  # False: a user is an id and features alone
             unknown_users=0.1,  # share of users whose id is hidden in training: what stands for ids never met

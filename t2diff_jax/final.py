@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError, check_same_model
+from t2diff_jax.config import Config
 from t2diff_jax.diffusion.samplers import sampling_steps
 from t2diff_jax.evaluate import recommendations_text, report, summarise
-from t2diff_jax.experiment import Experiment
+from t2diff_jax.experiment import Experiment, build
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
 from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
@@ -88,6 +89,20 @@ def _describe_slot(slot: dict[str, Any], metric: str) -> str:
         f"root mean square error {slot['rms_error']:.3f} ({slot['rms_error_of_last']:.3f}), as the query {metric} "
         f"{slot['as_query'][metric]:.4f}"
     )
+
+
+def reopen(config: Config, workdir: pathlib.Path) -> Experiment:
+    """The parts of a run that was trained in `workdir`, built anew; tells what it is.
+
+    Raises:
+      ConfigError: `config` describes another model or other data than the workdir's.
+    """
+    check_same_model(workdir, config)
+    if config.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
+    experiment = build(config)
+    say(experiment.summary())
+    return experiment
 
 
 def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> tuple[TrainState, int]:

@@ -6,7 +6,6 @@ taken among them, on requests of the training users; it is measured on the targe
 
 import dataclasses
 import functools
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +17,12 @@ from t2diff_jax import rng
 from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.batches import TrainingOrder, Windows, gather
 from t2diff_jax.data.splits import Targets
+from t2diff_jax.evaluate import Evaluator, fastest_milliseconds
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.metrics import ranking_metrics
 from t2diff_jax.models.cold import COLD, feature_groups
 from t2diff_jax.sharding import process_rows, put_batch
-from t2diff_jax.types import Batch, Variables
+from t2diff_jax.types import Batch, Catalogue, Variables
 from t2diff_jax.writer import say
 
 _MISSED = 2.0**40  # a rank beyond those of any catalogue
@@ -46,10 +46,15 @@ class PreRanking:
     experiment: Experiment
     retriever_variables: Variables
 
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Of the retriever; its programs are compiled once."""
+        return self.experiment.evaluator()
+
     def logged(self, targets: Targets) -> Candidates:
         """The `cold.candidates` best items of the retriever for each request."""
         k = min(self.experiment.config.cold.candidates, self.experiment.log.n_items)
-        _, ids = self.experiment.evaluator().recommend(self.retriever_variables, targets, k)
+        _, ids = self.evaluator.recommend(self.retriever_variables, targets, k)
         return Candidates(targets, ids)
 
     def training_requests(self) -> Targets:
@@ -57,9 +62,8 @@ class PreRanking:
         config = self.experiment.config
         drawn = dataclasses.replace(config.data, training_targets="drawn", fixed_targets=False)
         order = TrainingOrder.of(self.experiment.split, drawn, config.seed)
-        wanted, parts = config.cold.requests, []
-        for epoch in range(-(-wanted // order.epoch_size)):
-            parts.append(order.epoch(epoch))
+        wanted = config.cold.requests
+        parts = [order.epoch(epoch) for epoch in range(-(-wanted // order.epoch_size))]
         users, positions = (np.concatenate([getattr(p, n) for p in parts])[:wanted] for n in ("users", "positions"))
         return Targets(users, positions)
 
@@ -88,16 +92,18 @@ class PreRanking:
         variables = {"params": {**drawn["params"], "items": known}}
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(variables: Variables, state: Any, batch: Batch, items: jax.Array) -> tuple[Variables, Any, jax.Array]:
+        def step(
+            variables: Variables, state: Any, catalogue: Catalogue, batch: Batch, items: jax.Array
+        ) -> tuple[Variables, Any, jax.Array]:
             loss, gradient = jax.value_and_grad(cold.loss)(variables, catalogue, batch, items)
             updates, state = tx.update(gradient, state)
             return optax.apply_updates(variables, updates), state, loss
 
         state = tx.init(variables)
         for number in range(config.cold.steps):
-            variables, state, loss = step(variables, state, *self._training_batch(log, number))
-            if (number + 1) % config.train.log_every == 0 and not np.isfinite(loss):
-                raise FloatingPointError(f"the pre-ranker's loss is {loss} at step {number + 1}: lower its rate")
+            variables, state, loss = step(variables, state, catalogue, *self._training_batch(log, number))
+        if not np.isfinite(loss):  # once it is not, it stays so
+            raise FloatingPointError(f"the pre-ranker's loss is {loss}: lower config.cold.learning_rate")
         say(f"{len(groups)} groups: loss {float(loss):.4f} after {config.cold.steps} steps")
         return cold, variables
 
@@ -107,7 +113,7 @@ class PreRanking:
         draw = np.random.default_rng([self.experiment.config.seed, step])
         rows = draw.integers(0, len(log.ids), config.batch_size)
         batch = self._windows(log.targets.users[rows], log.targets.positions[rows])
-        taken = np.asarray(batch["target"])[:, None]
+        taken = self.targets_of(log)[rows, None]
         others = log.ids[rows[:, None], draw.integers(0, log.ids.shape[1], (len(rows), config.negatives))]
         return batch, jnp.asarray(np.concatenate([taken, np.where(others == taken, 0, others)], axis=1))
 
@@ -118,7 +124,7 @@ class PreRanking:
 
     def scores(self, cold: COLD, variables: Variables, found: Candidates) -> np.ndarray:
         """Of all candidates, float32 [n, M]."""
-        size, parts = self.experiment.evaluator().batch_rows, []
+        size, parts = self.evaluator.batch_rows, []
         score = jax.jit(cold.score)
         for start in range(0, len(found.ids), size):
             users, positions, ids = self._lot(found, start, size)
@@ -128,16 +134,10 @@ class PreRanking:
 
     def milliseconds(self, cold: COLD, variables: Variables, found: Candidates, m: int) -> float:
         """Per request to score m candidates, at `eval.batch_size` requests a call: the fastest of three."""
-        size, times = self.experiment.evaluator().batch_rows, []
+        size = self.evaluator.batch_rows
         users, positions, ids = self._lot(found, 0, size)
         args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids[:, :m])
-        score = jax.jit(cold.score)
-        jax.block_until_ready(score(variables, *args))
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(score(variables, *args))
-            times.append(time.perf_counter() - start)
-        return 1000 * min(times) / size
+        return fastest_milliseconds(jax.jit(cold.score), variables, *args) / size
 
     def _lot(self, found: Candidates, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`size` requests from `start` on; the last lot is filled up with the first request."""
@@ -194,11 +194,10 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     process_rows(experiment.mesh, config.cold.batch_size)
     targets = getattr(experiment.split, split)
     warm = targets.positions > 0  # as in the evaluation: nothing can be known of the others
-    log = pre.logged(pre.training_requests())
+    log = pre.with_the_taken(pre.logged(pre.training_requests()))
     found = pre.logged(Targets(targets.users[warm], targets.positions[warm]))
     order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
     alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
-    log = pre.with_the_taken(log)
     groups, results = feature_groups(config.model, experiment.retriever.sizes), []
     for number in (len(groups), *config.cold.keep):
         if results:

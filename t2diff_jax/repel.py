@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from t2diff_jax.nn.towers import unit
+
 
 def squared_cosine(vectors: Float[Array, "*Q K D"], active: Bool[Array, "*Q K"]) -> Float[Array, " *Q"]:
     """Mean squared cosine between two of them."""
@@ -27,9 +29,8 @@ def alike(vectors: Float[Array, "*Q K D"], active: Bool[Array, "*Q K"], margin: 
 
 
 def _cosines(vectors: Array) -> Array:
-    square = jnp.square(vectors).sum(axis=-1, keepdims=True)
-    unit = vectors / jnp.sqrt(jnp.maximum(square, 1e-12))
-    return jnp.einsum("...kd,...ld->...kl", unit, unit)
+    directions = unit(vectors)
+    return jnp.einsum("...kd,...ld->...kl", directions, directions)
 
 
 def _over_pairs(values: Array, active: Array) -> Array:

@@ -1,5 +1,7 @@
 """Benchmarks run: they are not timed here, but what they print can be read and nothing in them has gone stale."""
 
+import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,6 +32,19 @@ def test_a_benchmark_prints_its_results(script):
     assert rows and all(row["benchmark"] == script.removesuffix(".py") for row in rows)
     exact = [row for row in rows if row.get("what") == "top k, float32"]
     assert all(row["found"] == 1 for row in exact)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (tiny.ROOT / "benchmarks").glob("*.py")))
+def test_what_a_benchmark_imports_is_there(script):
+    """Also in the code that it hands to processes of its own, as a string."""
+    tree = ast.parse((tiny.ROOT / "benchmarks" / script).read_text())
+    children = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and "\nimport " in str(n.value)]
+    for part in (tree, *map(ast.parse, children)):
+        for node in ast.walk(part):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("t2diff_jax", "configs"):
+                for alias in node.names:
+                    names = f"{node.module}.{alias.name}"
+                    assert hasattr(importlib.import_module(node.module), alias.name) or importlib.util.find_spec(names)
 
 
 def test_one_table_of_all(tmp_path):

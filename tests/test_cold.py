@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import tiny
 from model_cases import (
     ITEMS,
@@ -79,16 +80,12 @@ def test_scores_and_gates_against_numpy(cold):
         cold.model.net.apply(cold.variables, CATALOGUE, method=lambda net, c: net.items.table(c)), np.float64
     )
 
-    def normed(x):
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-        return x * p["item_norm"]["scale"] + p["item_norm"]["bias"]
-
     def mean(rows):
         return rows.mean(axis=0) if len(rows) else np.zeros(8)
 
     for b, c in np.ndindex(5, 4):
         history = np.asarray(BATCH["history"])[b]
-        x, e = normed(table[history]), normed(table[int(CHOSEN[b, c])])
+        x, e = (reference.layer_norm(p["item_norm"], table[ids]) for ids in (history, int(CHOSEN[b, c])))
         there = np.flatnonzero(history)
         session = [j for j in there if j >= 6 - int(BATCH["session_length"][b])]
         features = np.asarray(BATCH["user_features"])[b]

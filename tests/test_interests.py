@@ -227,13 +227,8 @@ def run(name, last=LAST, **changes):
     return float64(variables["params"]["encoder"]), x.astype(np.float64), batch, np.asarray(found)
 
 
-def dense(p, x):
-    return x @ p["kernel"] + p.get("bias", 0)
-
-
-def softmax(x):
-    odds = np.exp(x - x.max(axis=-1, keepdims=True))
-    return odds / odds.sum(axis=-1, keepdims=True)
+def shares(rows):
+    return np.array([reference.softmax(row, np.full(len(row), True)) for row in rows])
 
 
 def squashed(z):
@@ -244,7 +239,7 @@ def squashed(z):
 def routed(votes, logits):
     """K interests of votes [n, K, D] from first logits [n, K], three iterations."""
     for _ in range(3):
-        u = squashed(np.einsum("nk,nkd->kd", softmax(logits), votes))
+        u = squashed(np.einsum("nk,nkd->kd", shares(logits), votes))
         logits = logits + np.einsum("kd,nkd->nk", u, votes)
     return u
 
@@ -255,8 +250,8 @@ def test_comirec_by_attention_by_hand():
         for j in np.flatnonzero(valid):
             seen = [i for i in range(max(0, j - LAST + 1), j + 1) if valid[i]]
             h = x[b, seen] + p["positions"][[j - i for i in seen]]
-            scores = dense(p["score"], np.tanh(dense(p["hidden"], h)))
-            expected = softmax(scores.T) @ x[b, seen]
+            scores = reference.dense(p["score"], np.tanh(reference.dense(p["hidden"], h)))
+            expected = shares(scores.T) @ x[b, seen]
             np.testing.assert_allclose(found[b, j], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -275,12 +270,12 @@ def test_mind_by_hand():
     start = np.asarray(jax.random.normal(rng.stream(0, "routing"), (K, 6))).T
     tower = p["tower"]
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
-        votes = dense(p["shared_map"], x[b])[:, None].repeat(K, axis=1)
+        votes = reference.dense(p["shared_map"], x[b])[:, None].repeat(K, axis=1)
         for n, j in enumerate(np.flatnonzero(valid), 1):
             seen = [i for i in range(j + 1) if valid[i]]
             kinds = max(1, min(K, int(np.log2(n))))
             u = routed(votes[seen][:, :kinds], start[[j - i for i in seen]][:, :kinds])
-            expected = dense(tower["out"], np.asarray(jax.nn.gelu(dense(tower["hidden"], u))))
+            expected = reference.dense(tower["out"], reference.gelu(reference.dense(tower["hidden"], u)))
             np.testing.assert_allclose(found[b, j, :kinds], expected, rtol=1e-3, atol=1e-4)
 
 

@@ -217,7 +217,9 @@ def test_the_user_of_masked_items_is_the_state_of_a_mask_after_the_window(bert):
     users, mask = quick_jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(bert.params)
     assert users.shape == (5, 1, 8 + 4) and mask.all()
     x = bert.retriever.net.apply(bert.params, BATCH["history"], CATALOGUE, method="embed")
-    normed = norm(float64(bert.params["params"]["item_norm"]), np.asarray(x, np.float64)).astype(np.float32)
+    normed = reference.layer_norm(float64(bert.params["params"]["item_norm"]), np.asarray(x, np.float64)).astype(
+        np.float32
+    )
     following = np.concatenate([normed[:, 1:], np.full((5, 1, 8), 7, np.float32)], axis=1)
     masked = np.arange(6)[None].repeat(5, 0) == 5
     state = np.asarray(bert.states(following, masked))[:, -1]
@@ -273,22 +275,6 @@ def run_encoder(name, sizes=PLAIN):
     return float64(variables["params"]["encoder"]), x.astype(np.float64), batch, np.asarray(states)
 
 
-def dense(p, x):
-    return x @ p["kernel"] + p.get("bias", 0)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-    return x * sigmoid(x)
-
-
-def norm(p, x):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
-
-
 def check(states, expected, batch):
     valid = np.asarray(batch["history"]) > 0
     np.testing.assert_allclose(states[valid], expected[valid], rtol=2e-4, atol=2e-5)
@@ -300,10 +286,10 @@ def test_gru4rec_by_hand():
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
         h = np.zeros(8)
         for j in np.flatnonzero(valid):
-            given, own = dense(p["input_0"], x[b, j]), dense(p["layer_0"]["state"], h)
-            r, z = np.split(sigmoid(given + own)[:16], 2)
+            given, own = reference.dense(p["input_0"], x[b, j]), reference.dense(p["layer_0"]["state"], h)
+            r, z = np.split(reference.sigmoid(given + own)[:16], 2)
             h = z * h + (1 - z) * np.tanh(given[16:] + r * own[16:])
-            expected[b, j] = dense(p["out"], h)
+            expected[b, j] = reference.dense(p["out"], h)
     check(states, expected, batch)
 
 
@@ -322,7 +308,9 @@ def test_caser_by_hand():
                 ]
                 found.append(np.maximum(answers, 0).max(axis=0))
             found.append((p["vertical"].T @ matrix).reshape(-1))
-            expected[b, j] = dense(p["out"], np.maximum(dense(p["hidden"], np.concatenate(found)), 0))
+            expected[b, j] = reference.dense(
+                p["out"], np.maximum(reference.dense(p["hidden"], np.concatenate(found)), 0)
+            )
     check(states, expected, batch)
 
 
@@ -333,18 +321,20 @@ def test_mamba4rec_by_hand():
         inner = np.zeros((6, 16))
         h = np.zeros((16, 3))
         for j in range(6):
-            u, gate = np.split(dense(mix["into"], x[b, j]), 2)
+            u, gate = np.split(reference.dense(mix["into"], x[b, j]), 2)
             inner[j] = u * valid[j]
             seen = np.concatenate([np.zeros((3, 16)), inner[: j + 1]])[-4:]
-            u = silu((seen * mix["conv"]["kernel"][:, 0]).sum(axis=0) + mix["conv"]["bias"])
-            low, write, read = np.split(dense(mix["choose"], u), [1, 4])
-            delta = np.log1p(np.exp(dense(mix["delta"], low)))
+            u = reference.swish((seen * mix["conv"]["kernel"][:, 0]).sum(axis=0) + mix["conv"]["bias"])
+            low, write, read = np.split(reference.dense(mix["choose"], u), [1, 4])
+            delta = np.log1p(np.exp(reference.dense(mix["delta"], low)))
             if valid[j]:
                 h = np.exp(-delta[:, None] * np.exp(mix["log_a"])) * h + (delta * u)[:, None] * write
             y = h @ read + mix["skip"] * u
-            mixed = norm(p["norm_mix_0"], x[b, j] + dense(mix["back"], y * silu(gate)))
-            hidden = np.asarray(jax.nn.gelu(dense(p["hidden_0"], mixed)))
-            expected[b, j] = norm(p["norm_out_0"], mixed + dense(p["out_0"], hidden))
+            mixed = reference.layer_norm(
+                p["norm_mix_0"], x[b, j] + reference.dense(mix["back"], y * reference.swish(gate))
+            )
+            hidden = np.asarray(jax.nn.gelu(reference.dense(p["hidden_0"], mixed)))
+            expected[b, j] = reference.layer_norm(p["norm_out_0"], mixed + reference.dense(p["out_0"], hidden))
     check(states, expected, batch)
 
 
@@ -377,7 +367,7 @@ def test_a_scan_may_be_cut():
 @pytest.mark.parametrize("sizes", [PLAIN, SIZES])
 def test_hstu_by_hand(sizes):
     p, x, batch, states = run_encoder("hstu", sizes)
-    h = silu(dense(p["into_0"], norm(p["norm_0"], x)))
+    h = reference.swish(reference.dense(p["into_0"], reference.layer_norm(p["norm_0"], x)))
     gate, v, q, k = np.split(h, 4, axis=-1)
     expected = np.zeros_like(x)
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
@@ -390,8 +380,10 @@ def test_hstu_by_hand(sizes):
                     if sizes.lags:
                         lag = int(batch["age"][b, i]) - int(batch["age"][b, j])
                         bias = bias + p["by_lag_0"][int(np.log2(lag + 1))]
-                    mixed[head] += silu(q[b, j, head] @ k[b, i, head] + bias) * v[b, i, head] / len(seen)
-            expected[b, j] = x[b, j] + dense(p["out_0"], norm(p["norm_mixed_0"], mixed) * gate[b, j])
+                    mixed[head] += reference.swish(q[b, j, head] @ k[b, i, head] + bias) * v[b, i, head] / len(seen)
+            expected[b, j] = x[b, j] + reference.dense(
+                p["out_0"], reference.layer_norm(p["norm_mixed_0"], mixed) * gate[b, j]
+            )
     check(states, expected, batch)
 
 
@@ -408,10 +400,10 @@ def test_two_towers_by_hand(temperature):
     users, items = (np.asarray(a) for a in quick_jit(lambda v: nn.apply(towers, retriever.net)(v))(variables))
 
     def tower(p, x):
-        v = dense(p["out"], np.asarray(jax.nn.gelu(dense(p["hidden"], x))))
+        v = reference.dense(p["out"], np.asarray(jax.nn.gelu(reference.dense(p["hidden"], x))))
         return v / np.linalg.norm(v, axis=-1, keepdims=True) if temperature else v
 
-    x = norm(p["item_norm"], np.asarray(e, np.float64))
+    x = reference.layer_norm(p["item_norm"], np.asarray(e, np.float64))
     np.testing.assert_allclose(items, tower(p["item_tower"], x), rtol=1e-3, atol=1e-4)
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
         for j in np.flatnonzero(valid):
@@ -445,12 +437,15 @@ def test_stosa_by_hand():
         return np.where(x > 0, x, np.expm1(np.minimum(x, 0))) + 1
 
     def feed(kind, x):
-        h = dense(p[f"hidden_{kind}_0"], norm(p[f"norm_hidden_{kind}_0"], x))
-        return x + dense(p[f"out_{kind}_0"], positive(h) - 1)
+        h = reference.dense(p[f"hidden_{kind}_0"], reference.layer_norm(p[f"norm_hidden_{kind}_0"], x))
+        return x + reference.dense(p[f"out_{kind}_0"], positive(h) - 1)
 
     for b in range(5):
         m, s = (a[b].astype(np.float64) + p[f"positions_{n}"] for a, n in ((mean, "mean"), (spread, "spread")))
-        m_in, s_in = norm(p["norm_attention_mean_0"], m), norm(p["norm_attention_spread_0"], s)
+        m_in, s_in = (
+            reference.layer_norm(p["norm_attention_mean_0"], m),
+            reference.layer_norm(p["norm_attention_spread_0"], s),
+        )
         qm, km, vm = (split(f"{part}_mean_0", m_in) for part in ("query", "key", "value"))
         qs, ks, vs = (positive(split(f"{part}_spread_0", s_in)) for part in ("query", "key", "value"))
         for j in np.flatnonzero(causal[b, -1]):
@@ -460,8 +455,12 @@ def test_stosa_by_hand():
             share = odds / odds.sum(axis=0)
             out_m = feed("mean", m[j] + mixed("mix_mean_0", np.einsum("lh,lhe->he", share, vm[seen])))
             out_s = feed("spread", s[j] + mixed("mix_spread_0", np.einsum("lh,lhe->he", share**2, vs[seen])))
-            np.testing.assert_allclose(states[0][b, j], norm(p["norm_mean"], out_m), rtol=2e-3, atol=2e-4)
-            np.testing.assert_allclose(states[1][b, j], norm(p["norm_spread"], out_s), rtol=2e-3, atol=2e-4)
+            np.testing.assert_allclose(
+                states[0][b, j], reference.layer_norm(p["norm_mean"], out_m), rtol=2e-3, atol=2e-4
+            )
+            np.testing.assert_allclose(
+                states[1][b, j], reference.layer_norm(p["norm_spread"], out_s), rtol=2e-3, atol=2e-4
+            )
 
 
 def test_stosa_scores_are_distances():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import ColdConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding
-from t2diff_jax.models.visible import mean_of
+from t2diff_jax.models.visible import mean_of, past_and_session
 from t2diff_jax.nn.embeddings import UserFeatures
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
@@ -74,11 +74,10 @@ class COLDNet(nn.Module):
         """Every group's vector, [B, C, .], of the user alone [B, 1, .]."""
         history, m = batch["history"], self.model
         x, e = (self.item_norm(self.items(ids, catalogue)) for ids in (history, items))
-        place = jnp.arange(history.shape[1])[None]
-        session = (place >= history.shape[1] - batch["session_length"][:, None]) & (history > 0)
+        past, session = past_and_session(m, batch, history.shape[1] - 1)
         of_user = {
-            "history": mean_of(x, (history > 0)[:, None]),
-            "session": mean_of(x, session[:, None]),
+            "history": mean_of(x, past),
+            "session": mean_of(x, session),
             "last": x[:, -1:] * (history[:, -1:] > 0)[..., None],
         }
         content = m.content_dim if self.sizes.content else 0

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.objective import StepItems, next_items, step_items
 from t2diff_jax.models.sequential import Sequential, SequentialNet
-from t2diff_jax.models.two_tower import unit
 from t2diff_jax.models.visible import causal_mask
 from t2diff_jax.nn.attention import TransformerEncoder
+from t2diff_jax.nn.towers import unit
 from t2diff_jax.types import Batch, Catalogue, Variables
 
 

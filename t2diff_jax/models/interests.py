@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from t2diff_jax.losses import weighted_mean
 from t2diff_jax.models.objective import next_items, step_items
 from t2diff_jax.models.sequential import Sequential, SequentialNet
+from t2diff_jax.nn.attention import masked_softmax
 from t2diff_jax.types import Batch, Catalogue, Variables
 
 
@@ -80,10 +81,8 @@ def label_aware(users: jax.Array, active: jax.Array, wanted: jax.Array, power: f
     The power keeps the sign of the product, so that an interest opposed to the target is never preferred.
     """
     products = jnp.einsum("blku,blu->blk", users, wanted)
-    raised = jnp.sign(products) * jnp.abs(products) ** power if power else products
-    lowest = jnp.finfo(products.dtype).min
-    if power:
-        shares = jnp.where(active, jax.nn.softmax(jnp.where(active, raised, lowest), axis=-1), 0)
-        return jnp.einsum("blk,blku->blu", shares, users)
-    chosen = jnp.argmax(jnp.where(active, raised, lowest), axis=-1)
-    return jnp.take_along_axis(users, chosen[:, :, None, None], axis=2)[:, :, 0]
+    if not power:
+        chosen = jnp.argmax(jnp.where(active, products, jnp.finfo(products.dtype).min), axis=-1)
+        return jnp.take_along_axis(users, chosen[:, :, None, None], axis=2)[:, :, 0]
+    shares = masked_softmax(jnp.sign(products) * jnp.abs(products) ** power, active)
+    return jnp.einsum("blk,blku->blu", shares, users)

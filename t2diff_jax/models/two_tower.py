@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.models.sequential import SequentialNet
 from t2diff_jax.models.visible import mean_of, past_and_session
-from t2diff_jax.nn.towers import Tower, Towers
+from t2diff_jax.nn.towers import Tower, Towers, unit
 from t2diff_jax.types import Batch
 
 
@@ -59,9 +59,3 @@ class TwoTowerNet(SequentialNet):
     def directed(self, v: jax.Array) -> jax.Array:
         """Vectors of length 1 where scores are cosines, else as they are."""
         return unit(v) if self.model.two_tower.temperature else v
-
-
-def unit(v: jax.Array) -> jax.Array:
-    """v / |v| over the last axis; 0 for a zero vector, with a finite gradient."""
-    square = jnp.square(v).sum(axis=-1, keepdims=True)
-    return v * jax.lax.rsqrt(jnp.maximum(square, 1e-12))

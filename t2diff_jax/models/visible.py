@@ -7,10 +7,17 @@ from t2diff_jax.config import ModelConfig
 from t2diff_jax.types import Batch
 
 
+def latest(batch: Batch, last: int, first: int = 0) -> jax.Array:
+    """The `last` behaviours up to each of the places first.., the place itself among them; 0: all. Bool [B, P, L]."""
+    place = jnp.arange(batch["history"].shape[1])
+    distance = place[first:, None] - place[None]
+    near = (distance >= 0) & (distance < last) if last else distance >= 0
+    return near[None] & (batch["history"] > 0)[:, None]
+
+
 def causal_mask(batch: Batch) -> jax.Array:
-    """Those that are there, up to the place itself; bool [B, L, L]."""
-    valid = batch["history"] > 0
-    return jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
+    """All behaviours up to each place; bool [B, L, L]."""
+    return latest(batch, 0)
 
 
 def past_and_session(model: ModelConfig, batch: Batch, first: int) -> tuple[jax.Array, jax.Array]:
@@ -19,25 +26,13 @@ def past_and_session(model: ModelConfig, batch: Batch, first: int) -> tuple[jax.
     A session is at most `model.session_length` behaviours, none behind a gap of more than `model.session_gap` seconds
     (0: no gap ends it).
     """
-    place, gap = jnp.arange(batch["history"].shape[1]), model.session_gap
-    distance = place[first:, None] - place[None]
-    past = (distance >= 0)[None] & (batch["history"] > 0)[:, None]
-    session = past & (distance < model.session_length)[None]
+    past, session, gap = latest(batch, 0, first), latest(batch, model.session_length, first), model.session_gap
     if gap:
         age = batch["age"]
         breaks = jnp.pad(age[:, :-1] - age[:, 1:] > gap, ((0, 0), (1, 0)))
         part = jnp.cumsum(breaks, axis=1)
         session = session & (part[:, first:, None] == part[:, None])
     return past, session
-
-
-def latest(batch: Batch, last: int) -> jax.Array:
-    """The last so many of `causal_mask`, the place itself among them; 0: all of them. Bool [B, L, L]."""
-    mask = causal_mask(batch)
-    if not last:
-        return mask
-    place = jnp.arange(mask.shape[1])
-    return mask & (place[:, None] - place[None] < last)[None]
 
 
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from t2diff_jax.nn.attention import masked_softmax
+
 
 def squash(z: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """|z|^2 / (1 + |z|^2) z / |z|; 0 for a zero vector, with a finite gradient."""
@@ -28,8 +30,7 @@ def route(
     """
 
     def interests(b: Array, votes: Array) -> Array:
-        among = jnp.where(active[:, :, None], b, jnp.finfo(b.dtype).min)
-        shares = jnp.where(active[:, :, None] & sees[..., None], jax.nn.softmax(among, axis=-1), 0)
+        shares = masked_softmax(b, active[:, :, None]) * sees[..., None]
         return squash(jnp.einsum("bplk,blkd->bpkd", shares, votes))
 
     still = jax.lax.stop_gradient(votes)

@@ -1,6 +1,7 @@
 """The towers: mixed attention over session, history and generated next item (T2Diff section 4.3); the item tower."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -107,3 +108,8 @@ class ItemTower(nn.Module):
         if self.kind == "identity":
             return e
         return nn.LayerNorm(name="norm")(nn.elu(nn.Dense(self.output_dim, name="dense")(e)))
+
+
+def unit(v: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """v / |v|; 0 for a zero vector, with a finite gradient."""
+    return v * jax.lax.rsqrt(jnp.maximum(jnp.square(v).sum(axis=-1, keepdims=True), 1e-12))
