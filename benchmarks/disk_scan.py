@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from measure import emit, seconds
 
-from t2diff_jax.retrieval import Users, top_k_from_disk
+from t2diff_jax.retrieval import Users
+from t2diff_jax.search import top_k_from_disk
 
 
 def make(path: pathlib.Path, items: int, dim: int) -> None:

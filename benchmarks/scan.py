@@ -4,10 +4,12 @@ python benchmarks/scan.py [--items 1000000] [--dim 64] [--users 256] [--k 100]  
 
 `ratio_to_product`: to the products of all users and items alone, in the same blocks, of which only the maximum is kept.
 `memory_mb`: arguments and temporaries of the compiled program; the table has `table_mb`. `found`: share of the true top
-k that a search at less precision finds.
+k that a search at less precision finds. `bound_ms`: what the products take at the measured ceiling of their precision,
+or the reading of the table at that of copies, whichever is longer.
 """
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import time
@@ -16,9 +18,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ceilings import ceilings
 from measure import emit
 
-from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, top_k
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets
+from t2diff_jax.search import top_k
 
 
 def product(users: Users, table: BlockedTable) -> jax.Array:
@@ -52,32 +56,34 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--block", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=2048, help="of the products that measure the ceilings")
     args = parser.parse_args()
-    draw = np.random.default_rng(0)
-    vectors = draw.normal(size=(args.items + 1, args.dim)).astype(np.float32)
-    queries = draw.normal(size=(args.users, args.dim)).astype(np.float32)
-    users = Users(jnp.asarray(queries)[:, None], jnp.ones((args.users, 1), bool), None)
+    keys = jax.random.split(jax.random.key(0))
+    vectors = jax.random.normal(keys[0], (args.items + 1, args.dim))
+    queries = jax.random.normal(keys[1], (args.users, args.dim))
+    users, most = Users(queries[:, None], jnp.ones((args.users, 1), bool), None), ceilings(args.size)
     targets = jnp.arange(1, args.users + 1)
 
     def ranks(users: Users, table: BlockedTable) -> tuple[jax.Array, jax.Array]:
         return score_targets(users, table, targets, table.rows(targets), merge="max")
 
-    def best(users: Users, table: BlockedTable) -> tuple[jax.Array, jax.Array]:
-        return top_k(users, table, args.k, merge="max")
+    def best(users: Users, table: BlockedTable, found: float = 1.0) -> tuple[jax.Array, jax.Array]:
+        return top_k(users, table, args.k, merge="max", found=found)
 
     cut = jax.jit(block_table, static_argnums=(1, 2), static_argnames="search")
     tables = {search: cut(vectors, args.items, args.block, search=search) for search in ("float32", "bfloat16", "int8")}
     programs = {"product": (product, "float32"), "ranks": (lambda *args: ranks(*args)[0], "float32")}
     programs |= {"ranks and log loss": (ranks, "float32")}
     programs |= {f"top k, {search}": (best, search) for search in tables}
+    programs |= {"top k, float32, recall .95": (functools.partial(best, found=0.95), "float32")}
     compiled = {name: jax.jit(f).lower(users, tables[search]).compile() for name, (f, search) in programs.items()}
     calls = {name: lambda f=compiled[name], t=tables[search]: f(users, t) for name, (_, search) in programs.items()}
     if importlib.util.find_spec("faiss"):
         import faiss
 
         index = faiss.IndexFlatIP(args.dim)
-        index.add(vectors)
-        calls["faiss flat"] = lambda: index.search(queries, args.k)
+        index.add(np.asarray(vectors))
+        calls["faiss flat"] = lambda: index.search(np.asarray(queries), args.k)
     times, exact = in_turns(calls, args.rounds), np.asarray(calls["top k, float32"]()[1])
     for name, seconds in times.items():
         values = {"ms": 1000 * seconds, "ratio_to_product": seconds / times["product"]}
@@ -85,6 +91,12 @@ def main() -> None:
             values["times_faster_than_faiss"] = times["faiss flat"] / seconds
         if name in compiled:
             memory = compiled[name].memory_analysis()
+            search = programs[name][1]
+            item_bytes = {"float32": 4, "bfloat16": 2, "int8": 1}[search] * args.dim
+            flops = 2 * args.items * args.dim * args.users
+            matrix = most["float32" if search == "float32" else "bfloat16"]
+            bound = max(flops / matrix / 1e9, args.items * item_bytes / most["copy"] / 1e6)
+            values |= {"bound_ms": bound, "share_of_bound": bound / values["ms"]}
             values["memory_mb"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
         if name.startswith("top k"):
             found = np.asarray(calls[name]()[1])

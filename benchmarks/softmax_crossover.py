@@ -7,6 +7,7 @@ and window; ids are drawn uniformly. `temporary_mb`: what the full step needs be
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import importlib
 import statistics
@@ -33,8 +34,13 @@ def main() -> None:
     full = from_mapping(values)
     sampled = dataclasses.replace(full, loss=dataclasses.replace(full.loss, negatives=args.negatives))
     targets = full.train.batch_size * (1 if full.model.name == "t2diff" else full.data.window)
-    for items in args.items:
-        steps = {"full": Sized(full, items, False), "sampled": Sized(sampled, items, True)}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # they compile side by side
+        made = {
+            items: {"full": pool.submit(Sized, full, items, False), "sampled": pool.submit(Sized, sampled, items, True)}
+            for items in args.items
+        }
+    for items, steps in made.items():
+        steps = {name: step.result() for name, step in steps.items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(args.rounds):
             for name, step in steps.items():

@@ -241,10 +241,11 @@ def get_config() -> ConfigDict:
             exclude_seen=False,  # True: all earlier items of the user leave the ranking
             merge="max",  # max | softmax_mean | logsumexp: how M user vectors make one score
             block=4096,  # item rows scored at a time (on a CPU small ones stay in its cache)
-            # What the search for recommendations reads whole: float32 (exact) | bfloat16 | int8 (a scale per row); what
-            # these find is scored in float32. Ranks, and with them the metrics, are always exact.
+            # What the search for recommendations reads whole: float32 (exact) | bfloat16 (on Hopper GPUs by a kernel of
+            # its own) | int8 (a scale per row); what these find is scored in float32. Ranks, and with them the metrics,
+            # are always exact.
             search="float32",
-            search_recall=1.0,  # below 1: the best are not sorted for but searched by approx_max_k, with this recall
+            search_recall=1.0,  # below 1: the best are not sorted for but searched by approx_max_k, with this recall (TPU)
             popularity=True,  # print the popularity baseline beside the model
         )
     )

@@ -18,7 +18,8 @@ from t2diff_jax.data.log import InteractionLog
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.metrics import group_means, mean_and_spread, ranking_metrics, recall_by
 from t2diff_jax.models.drift import cosine
-from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, table_partition, top_k
+from t2diff_jax.retrieval import BlockedTable, Users, block_table, score_targets, table_partition
+from t2diff_jax.search import top_k
 from t2diff_jax.sharding import (
     batch_sharding,
     fetch_each,

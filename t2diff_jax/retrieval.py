@@ -1,28 +1,22 @@
-"""Scoring users against the whole item table: streaming ranks, log loss, exact top-k; a block of items at a time.
+"""The item table in blocks, and the scoring of users against all of it: streaming ranks and log loss.
 
 No [B, N] matrix is kept. Products are in full float32: an accelerator's default would round the scores that ranks
 compare.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
-
-from t2diff_jax.data.batches import prefetch
 
 # Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
 # order; closer than this times |u| |e| counts as a tie.
 _TIE = 16 * float(jnp.finfo(jnp.float32).eps)
-# Neighbouring rows of which the search for the best first sees the maximum alone: sorting costs more than scoring.
-_GROUP = 16
-_SORTED_AT_ONCE = 65_536  # rows of which the maxima are collected before the best are taken
-_MARGIN = 2  # times as many groups are found where they are searched for at less precision
-_AT_ONCE = 32  # users whose k groups are scored again at a time: k * 16 vectors each
+GROUP = 16  # neighbouring rows of which a search first sees the greatest score: blocks consist of whole groups
+KERNEL_GROUP = 64  # the same in the kernel for GPUs (`hopper.py`)
+TILE = 128  # rows that this kernel multiplies at a time, of which blocks in bfloat16 consist
 
 
 class Users(NamedTuple):
@@ -67,13 +61,14 @@ class BlockedTable(NamedTuple):
 def block_table(
     table: Float[Array, "R U"], n_items: int, block: int, *, parts: int = 1, search: str = "float32"
 ) -> BlockedTable:
-    """Cuts a table into equal blocks of at most `block` rows (rounded up to 16 rows of each part).
+    """Cuts a table into equal blocks of at most `block` rows (rounded up to 16 rows of each part; bfloat16: to 128).
 
     parts: a divisor of R. Where the rows lie on that many devices in equal shares, no row has to move.
     search: float32, or bfloat16 or int8 (with a scale for every row): of what `top_k` reads whole.
     """
     rows, count = table.shape[0] // parts, -(-table.shape[0] // block)
-    size = -(-rows // (_GROUP * count)) * _GROUP
+    whole = TILE if search == "bfloat16" else GROUP
+    size = -(-rows // (whole * count)) * whole
     count = -(-rows // size)
     padded = jnp.pad(table.reshape(parts, rows, -1), ((0, 0), (0, count * size - rows), (0, 0)))
     blocks = jnp.moveaxis(padded.reshape(parts, count, size, -1), 1, 0)
@@ -111,16 +106,16 @@ def score_targets(
     merge: of the scores with the M user vectors, "max"; "softmax_mean": the log of the mean of their softmaxes over
       what may be ranked; "logsumexp": the log of the mean of their exponentials.
     """
-    shift = _shift(users, table, merge)
-    product = _dot("bmu,bu->bm", users.vectors, target_vectors)
+    shift = shift_of(users, table, merge)
+    product = dot("bmu,bu->bm", users.vectors, target_vectors)
     size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
-    own = _merge((product - shift)[..., None], users.mask, merge)
+    own = merge_vectors((product - shift)[..., None], users.mask, merge)
     slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
 
     def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         twice, most, totals = carry
-        _, products = _products(users, block, table)
-        scores = _merge(products - shift[..., None], users.mask, merge)
+        _, products = block_products(users, block, table)
+        scores = merge_vectors(products - shift[..., None], users.mask, merge)
         ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0)).sum(axis=1)
         twice += (2 * ahead).astype(jnp.int32)
         most_here = products.max(axis=-1)
@@ -140,187 +135,26 @@ def score_targets(
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
     if merge == "logsumexp":
-        total, positive = (_merge(a[..., None], users.mask, merge)[:, 0] for a in (totals, product))
+        total, positive = (merge_vectors(a[..., None], users.mask, merge)[:, 0] for a in (totals, product))
         loss = total - positive
     else:
-        loss = -_merge((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
+        loss = -merge_vectors((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
     return jnp.where(bad, jnp.nan, rank), jnp.where(bad, jnp.nan, loss)
-
-
-def top_k(
-    users: Users, table: BlockedTable, k: int, *, merge: str, mesh: Mesh | None = None, found: float = 1.0
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """The k best items: scores, and ids in descending order of score, the smaller id first on a tie.
-
-    Exact, but where `table.coarse` is searched or `found` is below 1: then an item may be missed, and those that are
-    found have their exact scores. Where fewer than k items may be recommended, the rest is id 0 with score -inf.
-
-    mesh: where users lie over its axis "data" and parts of the table over "model". The compiler would collect all
-      scores before it takes the best; so each device is told to take its own.
-    found: share of the best groups of rows that the search is to find; below 1 it is `jax.lax.approx_max_k`, for
-      which TPUs have a way that is faster than sorting.
-    """
-
-    def best(users: Users, shift: Array, table: BlockedTable) -> tuple[Array, Array]:
-        return _best_of_parts(users, shift, table, k, merge, found)
-
-    if mesh is not None:
-        by_user, out = PartitionSpec("data"), PartitionSpec("data", "model")
-        search = "float32" if table.coarse is None else table.coarse.blocks.dtype.name
-        specs = by_user, by_user, table_partition(search)
-        best = jax.shard_map(best, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    scores, ids = best(users, _shift(users, table, merge), table)
-    scores, ids = _best(scores.reshape(scores.shape[0], -1), ids.reshape(ids.shape[0], -1), k)
-    return scores, jnp.where(jnp.isfinite(scores), ids, 0)
-
-
-def top_k_from_disk(
-    users: Users, table: np.ndarray, k: int, *, merge: str, rows: int, block: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`top_k` among the items of a table that is mapped from a file and never in memory as a whole.
-
-    Some rows are read while the ones before them are scored; each lot is a part of the table, as if it lay on a device
-    of its own. Exact.
-
-    Args:
-      table: float [N + 1, U], row i the vector of item i (row 0 is not read as an item); any float type.
-      rows: read at a time; block: rows that are scored at a time.
-
-    Raises:
-      ValueError: merge is "softmax_mean", which needs all scores before the first can be compared.
-    """
-    if merge == "softmax_mean":
-        raise ValueError("merge: softmax_mean reads the whole table twice; use max or logsumexp")
-    rows = min(rows, len(table))
-
-    def read(number: int) -> np.ndarray:
-        part = np.asarray(table[number * rows : (number + 1) * rows], np.float32)
-        return part if len(part) == rows else np.pad(part, ((0, rows - len(part)), (0, 0)))
-
-    size = len(users.vectors), k
-    best = jnp.full(size, -jnp.inf), jnp.zeros(size, jnp.int32)
-    for number, part in enumerate(prefetch(read, range(-(-len(table) // rows)), depth=1)):
-        best = _with_part(best, users, part, jnp.int32(number), jnp.int32(len(table) - 1), block, k, merge)
-    return tuple(map(np.asarray, best))
-
-
-@functools.partial(jax.jit, static_argnames=("block", "k", "merge"))
-def _with_part(
-    best: tuple[Array, Array], users: Users, part: Array, number: Array, n_items: Array, block: int, k: int, merge: str
-) -> tuple[Array, Array]:
-    """The best so far, which have smaller ids, and those of one more part of the table."""
-    table = block_table(part, 0, block)._replace(part=number[None], n_items=n_items)
-    found = top_k(users, table, k, merge=merge)
-    return _best(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)), k)
-
-
-def _best_of_parts(
-    users: Users, shift: Array, table: BlockedTable, k: int, merge: str, found: float
-) -> tuple[Float[Array, "B p k"], Int[Array, "B p k"]]:
-    """Of each part: first the k groups of neighbours with the greatest members, then the best of these.
-
-    No item can be among the k best whose group is not: each of k groups before its own has an item before it, of equal
-    score the one of the smaller id, as ids ascend from group to group.
-    """
-    groups = _best_groups(users, shift, table, k if table.coarse is None else _MARGIN * k, merge, found)
-
-    def members(user: tuple[Users, Array, Array]) -> tuple[Array, Array]:
-        one, shift, groups = jax.tree.map(lambda a: a[None], user)
-        first = jnp.sort(groups, axis=2)[..., None] * _GROUP
-        places = (first + jnp.arange(_GROUP).reshape(1, 1, 1, -1)).reshape(*groups.shape[:2], -1)
-        scores, ids = _scored(one, shift, table, places, merge)
-        filled = ((0, 0), (0, 0), (0, k))
-        scores, ids = jnp.pad(scores, filled, constant_values=-jnp.inf), jnp.pad(ids, filled)
-        return jax.tree.map(lambda a: a[0], _best(scores, ids, k))
-
-    return jax.lax.map(members, (users, shift, groups), batch_size=_AT_ONCE)
-
-
-def _best_groups(
-    users: Users, shift: Array, table: BlockedTable, k: int, merge: str, share: float
-) -> Int[Array, "B p g"]:
-    """The groups of each part with the k greatest maxima, numbered along the part; a number past its end: none."""
-    rows, (blocks, parts, size, _) = users.vectors.shape[0], table.blocks.shape
-    groups = size // _GROUP
-    together = -(-blocks // -(-blocks * parts * size // _SORTED_AT_ONCE))  # in equal rounds
-    exact = table.coarse is None
-    searched, products_with = (table.blocks, _products) if exact else (table.coarse, _coarse_products)
-
-    def maxima(number: Array) -> Array:
-        block = jax.tree.map(lambda a: a[jnp.minimum(number, blocks - 1)], searched)
-        _, products = products_with(users, (block, number), table)
-        merged = _merge(products - shift[..., None], users.mask, merge)
-        greatest = merged.reshape(rows, parts, groups, _GROUP).max(axis=-1)
-        return jnp.where(number < blocks, greatest, -jnp.inf)
-
-    def keep(best: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
-        found = jax.lax.map(maxima, first + jnp.arange(together))
-        found = jnp.moveaxis(found, 0, 2).reshape(rows, parts, -1)
-        numbers = jnp.broadcast_to(first * groups + jnp.arange(found.shape[2]), found.shape)
-        both = jnp.concatenate([best[0], found], axis=2), jnp.concatenate([best[1], numbers], axis=2)
-        return _best(*both, shape[2], share), None
-
-    shape = rows, parts, min(k, blocks * groups)
-    start = jnp.full(shape, -jnp.inf), jnp.full(shape, blocks * groups, jnp.int32)
-    return jax.lax.scan(keep, start, jnp.arange(0, blocks, together))[0][1]
-
-
-def _scored(
-    users: Users, shift: Array, table: BlockedTable, places: Int[Array, "B p c"], merge: str
-) -> tuple[Float[Array, "B p c"], Int[Array, "B p c"]]:
-    """Merged scores and ids of the rows at some places of each part; -inf for what may not be ranked."""
-    blocks, parts, size, _ = table.blocks.shape
-    within = jnp.minimum(places, blocks * size - 1)
-    vectors = table.blocks[within // size, jnp.arange(parts)[None, :, None], within % size]
-    ids = table.part[None, :, None] * table.part_rows + places
-    rankable = (places < table.part_rows) & (ids > 0) & (ids <= table.n_items)
-    if users.excluded is not None:
-        rankable &= ~_among(ids, users.excluded)
-    products = _dot("bmu,bpcu->bmpc", users.vectors, vectors)
-    products = jnp.where(rankable[:, None], products, -jnp.inf).reshape(*users.mask.shape, -1)
-    return _merge(products - shift[..., None], users.mask, merge).reshape(places.shape), ids
-
-
-def _among(ids: Int[Array, "B p c"], some: Int[Array, "B S"]) -> Bool[Array, "B p c"]:
-    """Which ids of each row are among some of its own."""
-
-    def one(ids: Array, some: Array) -> Array:
-        some = jnp.sort(some)
-        return some[jnp.minimum(jnp.searchsorted(some, ids), len(some) - 1)] == ids
-
-    return jax.vmap(one)(ids, some)
-
-
-def _best(scores: Array, ids: Array, k: int, share: float = 1.0) -> tuple[Array, Array]:
-    """The k greatest along the last axis, of equal ones the first; below share 1 some may be missed."""
-    find = jax.lax.top_k if share == 1 else functools.partial(jax.lax.approx_max_k, recall_target=share)
-    scores, places = find(scores, k)
-    return scores, jnp.take_along_axis(ids, places, axis=-1)
 
 
 def _numbered(table: BlockedTable) -> tuple[Array, Array]:
     return table.blocks, jnp.arange(table.blocks.shape[0])
 
 
-def _products(users: Users, block: tuple[Array, Array], table: BlockedTable) -> tuple[Array, Array]:
+def block_products(users: Users, block: tuple[Array, Array], table: BlockedTable) -> tuple[Array, Array]:
     """ids [1, p b] and products [B, M, p b] with the vectors of one numbered block; -inf for what may not be ranked."""
     vectors, number = block
-    ids, rankable = _rankable(users, number, table)
-    products = _dot("bmu,pnu->bmpn", users.vectors, vectors).reshape(*users.mask.shape, -1)
+    ids, rankable = rankable_rows(users, number, table)
+    products = dot("bmu,pnu->bmpn", users.vectors, vectors).reshape(*users.mask.shape, -1)
     return ids, jnp.where(rankable[:, None], products, -jnp.inf)
 
 
-def _coarse_products(users: Users, block: tuple[Coarse, Array], table: BlockedTable) -> tuple[Array, Array]:
-    """As `_products`, of a block at less precision."""
-    (vectors, scale), number = block
-    ids, rankable = _rankable(users, number, table)
-    # Whole numbers up to 127 are exact in bfloat16.
-    products = _dot("bmu,pnu->bmpn", users.vectors.astype(jnp.bfloat16), vectors.astype(jnp.bfloat16))
-    products = (products * scale[None, None]).reshape(*users.mask.shape, -1)
-    return ids, jnp.where(rankable[:, None], products, -jnp.inf)
-
-
-def _rankable(users: Users, number: Array, table: BlockedTable) -> tuple[Array, Array]:
+def rankable_rows(users: Users, number: Array, table: BlockedTable) -> tuple[Array, Array]:
     """ids [1, p b] of one block and which of them may be ranked, [B or 1, p b]."""
     _, parts, size, _ = table.blocks.shape
     place = number * size + jnp.arange(size, dtype=jnp.int32)[None]
@@ -338,20 +172,21 @@ def _rankable(users: Users, number: Array, table: BlockedTable) -> tuple[Array, 
     return ids.reshape(1, -1), items
 
 
-def _merge(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) -> Float[Array, "B n"]:
+def merge_vectors(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge: str) -> Float[Array, "B n"]:
+    """One score of each item from those with the M vectors of a user; how: see `score_targets`."""
     scores = jnp.where(mask[..., None], scores, -jnp.inf)
     if merge == "max" or scores.shape[1] == 1:
         return scores.max(axis=1)
     return jax.nn.logsumexp(scores, axis=1) - jnp.log(mask.sum(axis=1, keepdims=True))
 
 
-def _shift(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
+def shift_of(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
     """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
     if merge != "softmax_mean":
         return jnp.zeros(users.mask.shape)
 
     def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        products = _products(users, block, table)[1]
+        products = block_products(users, block, table)[1]
         return _add(totals, products, products.max(axis=-1)), None
 
     totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), _numbered(table))
@@ -366,5 +201,6 @@ def _add(
     return jnp.logaddexp(totals, base + jnp.log(jnp.exp(products - base[..., None]).sum(axis=-1)))
 
 
-def _dot(equation: str, a: Array, b: Array) -> Array:
+def dot(equation: str, a: Array, b: Array) -> Array:
+    """An einsum of two arrays in full precision, with float32 sums."""
     return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -8,7 +8,8 @@ import reference_data as reference
 from jax.sharding import AxisType, Mesh
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.retrieval import Users, block_table, score_targets, top_k, top_k_from_disk
+from t2diff_jax.retrieval import Users, block_table, score_targets
+from t2diff_jax.search import top_k, top_k_from_disk
 from t2diff_jax.sharding import batch_sharding, make_mesh, row_sharding
 
 MERGES = ("max", "softmax_mean", "logsumexp")
