@@ -26,6 +26,7 @@ _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other processes (fo
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it is not found by itself.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, with --coordinator.")
+_HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process counts as ended.", 1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile every program for --topology, say what it takes, and end.")
 _TOPOLOGY = flags.DEFINE_string("topology", "local", "With --dry_run: local, cuda, or TPUs not here, as v5e:16x16.")
 flags.register_multi_flags_validator(
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _MULTIHOST.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        joined = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+        jax.distributed.initialize(*joined, heartbeat_timeout_seconds=_HEARTBEAT.value)
     with explained(on_interrupt="stopped; the same command goes on from the last checkpoint"):
         config = from_mapping(_CONFIG.value)
         if not _DRY_RUN.value:

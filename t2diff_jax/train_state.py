@@ -91,4 +91,6 @@ def make_state(
         return init_state(key, catalogue, batch, **recipe)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(init, out_shardings=shardings)(rng.stream(seed, "init"), catalogue, batch)
+    # It runs once: on a CPU good code for it takes longer to make than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(rng.stream(seed, "init"), catalogue, batch)

@@ -128,7 +128,7 @@ def two_that_train(tmp_path, two_steps):
     workdir = tmp_path / "run"
     shutil.copytree(two_steps, workdir)
     before = len(tiny.metrics(workdir))
-    running = start(commands("train.py", workdir, *RARELY, "--config.train.steps=1000000"))
+    running = start(commands("train.py", workdir, *RARELY, "--heartbeat=20", "--config.train.steps=1000000"))
     deadline = time.monotonic() + 300
     while len(tiny.metrics(workdir)) < before + 3 and time.monotonic() < deadline:
         assert all(process.poll() is None for process in running), running[0].communicate()
