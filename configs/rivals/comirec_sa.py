@@ -2,8 +2,7 @@
 
 python train.py --config configs/rivals/comirec_sa.py --config.data.path=DIR --workdir runs/comirec_sa
 
-Test, seed 0, of all 200 behaviours and with positions by place (commit d97224a): HR@10 .169, NDCG@10 .090. To be made
-again.
+18 minutes. Test, seed 0, of the latest 20 behaviours (commit 0f955ac): HR@10 .211, NDCG@10 .118; of all 200: .169, .090.
 """
 
 from configs import ml1m_loo

@@ -2,8 +2,7 @@
 
 python train.py --config configs/rivals/stosa.py --config.data.path=DIR --workdir runs/stosa
 
-21 minutes. Test, seed 0 (commit d97224a, whose Muon took the heads of query, key and value apart): HR@10 .313, NDCG@10
-.183. To be made again.
+11 minutes. Test, seed 0 (commit 0f955ac): HR@10 .316, NDCG@10 .185.
 """
 
 from configs import ml1m_loo
