@@ -61,7 +61,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0))
     vectors = jax.random.normal(keys[0], (args.items + 1, args.dim))
     queries = jax.random.normal(keys[1], (args.users, args.dim))
-    users, most = Users(queries[:, None], jnp.ones((args.users, 1), bool), None), ceilings(args.size)
+    users, most = Users(queries[:, None], jnp.ones((args.users, 1), bool), None), ceilings(args.size, args.size // 4)
     targets = jnp.arange(1, args.users + 1)
 
     def ranks(users: Users, table: BlockedTable) -> tuple[jax.Array, jax.Array]:

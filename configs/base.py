@@ -245,7 +245,7 @@ def get_config() -> ConfigDict:
             # its own) | int8 (a scale per row); what these find is scored in float32. Ranks, and with them the metrics,
             # are always exact.
             search="float32",
-            search_recall=1.0,  # below 1: the best are not sorted for but searched by approx_max_k, with this recall (TPU)
+            search_recall=1.0,  # below 1: the best are searched by approx_max_k (of use on TPUs), with this recall
             popularity=True,  # print the popularity baseline beside the model
         )
     )

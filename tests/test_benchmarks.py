@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 import tiny
 from tiny import shared_compiles  # noqa: F401
@@ -17,7 +18,7 @@ SMALL = {
     "disk_scan.py": "--items 3000 --users 8 --k 5 --rows 1000 --block 512",
     "ingestion.py": "--rows 2000 --kind csv",
     "softmax_crossover.py": "--config quickstart --items 300 --batch 2 --negatives 16 --rounds 1",
-    "scan.py": "--items 2000 --users 8 --k 5 --block 512 --rounds 1",
+    "scan.py": "--items 2000 --users 8 --k 5 --block 512 --rounds 1 --size 64",
     "catalogue_size.py": "--items 500 --dense 500 --batch 8 --negatives 16 --rounds 1",
 }
 
@@ -66,3 +67,11 @@ def test_one_table_of_all(tmp_path):
     text = benchmarks.markdown(rows)
     assert "device cpu, devices 1" in text and "| items | ms | ratio |" in text
     assert "| 10 | 1.235 |  |" in text and "| 20 | 2 | 1.6 |" in text
+
+
+def test_device_time_counts_what_overlaps_once():
+    sys.path.insert(0, str(tiny.ROOT / "benchmarks"))
+    import kernels
+
+    assert kernels._union([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
+    assert kernels.device_time(lambda: jax.numpy.ones(3), calls=1) == {}  # a CPU's profile has no device of its own

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODELS = [
     dict(model__name="t2diff"),
-    dict(model__name="t2diff", optim__tables="adagrad"),
+    dict(model__name="sasrec", optim__tables="adagrad"),
     dict(model__name="t2diff_causal", optim__kernels="muon"),
     dict(model__name="sasrec", model__sketch_dim=4, optim__weight_decay=0.1),
 ]
