@@ -10,21 +10,17 @@ which the device computes. `through_loop`: examples/s of the whole training loop
 
 import argparse
 import concurrent.futures
-import json
-import pathlib
-import statistics
 import sys
-import tempfile
 import time
 
 import jax
 from ceilings import ceilings
 from kernels import device_time
 from measure import emit, seconds
+from train_throughput import through_loop
 
 from configs import ml1m_loo
 from t2diff_jax import experiment as experiment_lib
-from t2diff_jax import loop
 from t2diff_jax.config import Config
 from t2diff_jax.config_values import from_mapping
 from t2diff_jax.program_cost import product_flops
@@ -38,6 +34,7 @@ def settings(dim: int, dtype: str, batch: int, steps: int, users: int) -> Config
     values.model.update(dict(dim=dim, hidden=4 * dim, dtype=dtype))
     values.loss.chunk = 0
     values.eval.update(dict(batch_size=512, noise_keys=1))
+    steps = max(steps, 1)
     values.train.update(dict(batch_size=batch, steps=steps, log_every=20, eval_every=steps, checkpoint_every=steps))
     return from_mapping(values)
 
@@ -47,6 +44,7 @@ class Measured:
 
     def __init__(self, config: Config):
         self.experiment = experiment_lib.build(config)
+        self.window = config.data.window
         self.state, self.batch = self.experiment.initial_state(), self.experiment.batch_at(0)
         print(f"{config.model.dim} {config.model.dtype} {config.train.batch_size}: state made", file=sys.stderr)
         start = time.perf_counter()
@@ -59,13 +57,6 @@ class Measured:
         """One training step."""
         self.state, metrics = self.step(self.state, self.experiment.catalogue, self.batch)
         return metrics["loss"]
-
-    def trained(self) -> float:
-        """Examples/s of the whole loop, the median of its lines."""
-        with tempfile.TemporaryDirectory() as workdir:
-            loop.train(self.experiment, pathlib.Path(workdir))
-            lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-        return statistics.median([line["examples_per_s"] for line in lines if line["split"] == "train"][1:])
 
     def evaluated(self) -> dict[str, float]:
         """Users/s of ranks and log loss over all items, and milliseconds per user of the tower alone."""
@@ -82,7 +73,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 128])
-    parser.add_argument("--loop_steps", type=int, default=200)
+    parser.add_argument("--loop_steps", type=int, default=200, help="0: without the loop")
     parser.add_argument("--users", type=int, default=6040)
     parser.add_argument("--size", type=int, default=8192, help="of the products that measure the ceilings")
     args = parser.parse_args()
@@ -94,12 +85,12 @@ def main() -> None:
     for (dim, dtype, batch), one in zip(cells, made, strict=True):
         step = seconds(one, repeats=20, warmup=3)["median"]
         ceiling = most["bfloat16" if dtype == "bfloat16" else "float32_default"]
-        values = {"ms": 1000 * step, "examples_per_s": batch / step, "targets_per_s": batch * 200 / step}
+        values = {"ms": 1000 * step, "examples_per_s": batch / step, "targets_per_s": batch * one.window / step}
         values |= {"tflops": one.flops / step / 1e12, "share_of_matrix": one.flops / step / 1e12 / ceiling}
         values |= {"share_of_memory": one.bytes / step / 1e9 / most["copy"], "compile_s": one.compile_s}
         values |= device_time(one)
         if args.loop_steps:
-            values["through_loop"] = one.trained()
+            values["through_loop"] = through_loop(one.experiment)
         emit("accelerator_train", dim=dim, dtype=dtype, batch=batch, **values)
         if batch == args.batches[-1]:
             emit("accelerator_users", dim=dim, dtype=dtype, **one.evaluated())

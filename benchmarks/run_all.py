@@ -25,6 +25,23 @@ COMMANDS = {
     "ingestion.py": ([], ["--rows", "2000000"]),
     "ingestion.py --kind csv": ([], ["--rows", "2000000"]),
     "softmax_crossover.py": ([], ["--items", "2000", "10000", "--rounds", "1"]),
+    "accelerator.py": (
+        ["--dims", "64", "--dtypes", "float32", "--batches", "8", "--size", "2048"],
+        [
+            "--dims",
+            "64",
+            "--dtypes",
+            "float32",
+            "--batches",
+            "2",
+            "--loop_steps",
+            "0",
+            "--users",
+            "200",
+            "--size",
+            "256",
+        ],
+    ),
     "catalogue_size.py": ([], ["--items", "10000", "100000", "--dense", "10000", "--rounds", "2"]),
 }
 # Columns that say where, not what: the head of the table tells them once.

@@ -23,6 +23,14 @@ from t2diff_jax.config_values import from_mapping
 PUBLISHED_LOOP = 488
 
 
+def through_loop(experiment: experiment_lib.Experiment) -> float:
+    """Examples/s of the whole loop, the median of its lines but the first, which holds the compilation."""
+    with tempfile.TemporaryDirectory() as workdir:
+        loop.train(experiment, pathlib.Path(workdir))
+        lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median([line["examples_per_s"] for line in lines if line["split"] == "train"][1:])
+
+
 def main() -> None:
     """Measures the loop, then the bare step."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,11 +43,7 @@ def main() -> None:
     values.train.update(dict(steps=args.steps, log_every=20, eval_every=args.steps, checkpoint_every=args.steps))
     config = from_mapping(values)
     experiment = experiment_lib.build(config)
-    with tempfile.TemporaryDirectory() as workdir:
-        loop.train(experiment, pathlib.Path(workdir))
-        lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-    # The first interval holds the compilation.
-    speeds = [line["examples_per_s"] for line in lines if line["split"] == "train"][1:]
+    through = through_loop(experiment)
     step, batch = experiment.compile_step(), experiment.batch_at(0)
     state = experiment.initial_state()
 
@@ -49,7 +53,6 @@ def main() -> None:
         return metrics["loss"]
 
     alone = config.train.batch_size / seconds(bare, repeats=50, warmup=3)["median"]
-    through = statistics.median(speeds)
     result = {"config": args.config, "batch": config.train.batch_size, "examples_per_s": through}
     result |= {"examples_per_s_step_alone": alone, "ratio": through / alone}
     if args.config == "ml1m_paper":

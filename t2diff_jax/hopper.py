@@ -14,8 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float
 
-from t2diff_jax.retrieval import KERNEL_GROUP as GROUP
-from t2diff_jax.retrieval import TILE
+from t2diff_jax.retrieval import KERNEL_GROUP, TILE, fits_kernel
 
 _WARPGROUPS = 2  # that multiply, each its own users; one more fetches the items
 _SHARED = 200 * 1024  # bytes of a multiprocessor's shared memory for users and items
@@ -27,30 +26,29 @@ def group_maxima(
     users: BFloat16[Array, "B U"],
     items: BFloat16[Array, "R U"],
     *,
-    processors: int | None = None,
+    processors: int,
     interpret: object = None,
 ) -> Float[Array, "R/64 B"]:
     """max over the 64 items of group g of <users[b], items[i]>, sums in float32.
 
     Args:
-      processors: multiprocessors of the device; None: of the default one.
+      processors: multiprocessors of the device.
       interpret: parameters of Pallas' interpreter for GPU kernels, for tests on other devices.
 
     Raises:
-      ValueError: R is no multiple of 128, or U none of 64, or above 256.
+      ValueError: R is no multiple of 128, or U none of 64, or above 256 (`fits_kernel`).
     """
     (count, width), rows = users.shape, items.shape[0]
-    if width % 64 or width > 256 or rows % TILE:
+    if not fits_kernel(rows, width):
         raise ValueError(f"group_maxima: items [{rows}, {width}]; rows must be whole tiles of {TILE}, width 64 to 256")
     users_each = 128 if width <= 192 else 64  # of a warpgroup: their products fill its registers
     block = _WARPGROUPS * users_each
     padded = jnp.pad(users, ((0, -count % block), (0, 0)))
     user_blocks, tiles = len(padded) // block, rows // TILE
-    processors = processors or jax.devices()[0].core_count
     share = -(-tiles // max(1, _WAVES * processors // user_blocks))  # tiles of a block
     kernel = plgpu.kernel(
         functools.partial(_kernel, users_each=users_each, tiles=tiles, share=share),
-        out_type=jax.ShapeDtypeStruct((rows // GROUP, len(padded)), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((rows // KERNEL_GROUP, len(padded)), jnp.float32),
         grid=(user_blocks, -(-tiles // share)),
         grid_names=("users", "items"),
         num_threads=_WARPGROUPS + 1,
@@ -68,7 +66,7 @@ def _kernel(users: Ref, items: Ref, out: Ref, *, users_each: int, tiles: int, sh
     memory = (
         plgpu.SMEM((_WARPGROUPS, users_each, width), jnp.bfloat16, transforms=layout),
         plgpu.SMEM((stages, TILE, width), jnp.bfloat16, transforms=layout),
-        plgpu.SMEM((_WARPGROUPS, 2, TILE // GROUP, users_each), jnp.float32),
+        plgpu.SMEM((_WARPGROUPS, 2, TILE // KERNEL_GROUP, users_each), jnp.float32),
     )
     barriers = (
         plgpu.Barrier(num_barriers=_WARPGROUPS),  # users are there
@@ -116,7 +114,7 @@ def _multiply(
         plgpu.barrier_arrive(tile_read.at[stage])
         plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # what is written now left two steps ago
         for group in range(groups):
-            maxima.at[me, turn, group][...] = scores[:, group * GROUP : (group + 1) * GROUP].max(axis=1)
+            maxima.at[me, turn, group][...] = scores[:, group * KERNEL_GROUP : (group + 1) * KERNEL_GROUP].max(axis=1)
         plgpu.commit_smem()
         place = pl.ds((first + number) * groups, groups), pl.ds(start, users_each)
         plgpu.copy_smem_to_gmem(maxima.at[me, turn], out.at[place])

@@ -17,6 +17,7 @@ _TIE = 16 * float(jnp.finfo(jnp.float32).eps)
 GROUP = 16  # neighbouring rows of which a search first sees the greatest score: blocks consist of whole groups
 KERNEL_GROUP = 64  # the same in the kernel for GPUs (`hopper.py`)
 TILE = 128  # rows that this kernel multiplies at a time, of which blocks in bfloat16 consist
+WIDEST = 256  # numbers of a row that it has room for
 
 
 class Users(NamedTuple):
@@ -77,6 +78,11 @@ def block_table(
     squares = jnp.where((ids > 0) & (ids <= n_items), jnp.square(table).sum(axis=1), 0)
     sizes = jnp.int32(rows), jnp.int32(n_items), jnp.sqrt(squares.max())  # a maximum keeps NaN
     return BlockedTable(blocks, jnp.arange(parts, dtype=jnp.int32), *sizes, coarse)
+
+
+def fits_kernel(rows: int, width: int) -> bool:
+    """Whether the kernel for GPUs can take a table of so many rows of so many numbers."""
+    return rows % TILE == 0 and width % 64 == 0 and width <= WIDEST
 
 
 def _coarse(blocks: Float[Array, "n p b U"], dtype: str) -> Coarse:

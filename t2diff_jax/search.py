@@ -17,13 +17,13 @@ from t2diff_jax.data.batches import prefetch
 from t2diff_jax.retrieval import (
     GROUP,
     KERNEL_GROUP,
-    TILE,
     BlockedTable,
     Coarse,
     Users,
     block_products,
     block_table,
     dot,
+    fits_kernel,
     merge_vectors,
     rankable_rows,
     shift_of,
@@ -56,7 +56,12 @@ def top_k(
       which TPUs have a way that is faster than sorting.
     """
 
+    # A dry run's devices are not those that are here.
+    processors = kernel_processors(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+
     def best(users: Users, shift: Array, table: BlockedTable) -> tuple[Array, Array]:
+        if processors and _kernel_fits(users, table, merge):
+            return _best_by_kernel(users, shift, table, k, merge, processors)
         return _best_of_parts(users, shift, table, k, merge, found)
 
     if mesh is not None:
@@ -117,8 +122,6 @@ def _best_of_parts(
     No item can be among the k best whose group is not: each of k groups before its own has an item before it, of equal
     score the one of the smaller id, as ids ascend from group to group.
     """
-    if _kernel_fits(users, table, merge):
-        return _best_by_kernel(users, shift, table, k, merge)
     groups = _best_groups(users, shift, table, k if table.coarse is None else _MARGIN * k, merge, found)
     return _members(users, shift, table, groups, GROUP, k, merge, _AT_ONCE)
 
@@ -134,7 +137,7 @@ def _members(
     at_once: int,
 ) -> tuple[Float[Array, "B p k"], Int[Array, "B p k"]]:
     """The k best rows of some groups of `size` rows; so many users at once."""
-    take = _best if size == GROUP else _best_sorted_after
+    take = _best if table.coarse is None else _best_sorted_after
 
     def members(user: tuple[Users, Array, Array]) -> tuple[Array, Array]:
         one, shift, groups = jax.tree.map(lambda a: a[None], user)
@@ -150,26 +153,26 @@ def _members(
 
 def _kernel_fits(users: Users, table: BlockedTable, merge: str) -> bool:
     """Whether `hopper.group_maxima` finds the groups: with one vector their order is that of its products."""
-    if table.coarse is None or table.coarse.blocks.dtype != jnp.bfloat16 or not kernel_available():
+    if table.coarse is None or table.coarse.blocks.dtype != jnp.bfloat16:
         return False
     blocks, parts, size, width = table.blocks.shape
     one = merge == "max" or users.vectors.shape[1] == 1
-    return one and parts == 1 and width % 64 == 0 and width <= 256 and blocks * size % TILE == 0
+    return one and parts == 1 and fits_kernel(blocks * size, width)
 
 
-def kernel_available() -> bool:
-    """Whether the default devices are GPUs of the Hopper generation, whose instructions the kernel is made of."""
-    device = jax.devices()[0]
-    return device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
+def kernel_processors(device: jax.Device) -> int:
+    """Multiprocessors of a GPU of the Hopper generation, whose instructions the kernel is made of; of others 0."""
+    hopper = device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
+    return device.core_count if hopper else 0
 
 
 def _best_by_kernel(
-    users: Users, shift: Array, table: BlockedTable, k: int, merge: str
+    users: Users, shift: Array, table: BlockedTable, k: int, merge: str, processors: int
 ) -> tuple[Float[Array, "B p k"], Int[Array, "B p k"]]:
     """As `_best_of_parts`, a slice of the users at a time."""
 
     def best(slice_: tuple[Users, Array]) -> tuple[Array, Array]:
-        groups = _groups_by_kernel(slice_[0], table, k)[:, None]
+        groups = _groups_by_kernel(slice_[0], table, k, processors)[:, None]
         return _members(*slice_, table, groups, KERNEL_GROUP, k, merge, _AT_ONCE_ON_GPU)
 
     count, args = len(shift), (users, shift)
@@ -183,7 +186,7 @@ def _best_by_kernel(
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], jax.lax.map(best, cut))
 
 
-def _groups_by_kernel(users: Users, table: BlockedTable, k: int) -> Int[Array, "B g"]:
+def _groups_by_kernel(users: Users, table: BlockedTable, k: int, processors: int) -> Int[Array, "B g"]:
     """The groups of 64 rows with the greatest maxima, in any order, of a table in one part.
 
     What may not be ranked is in the maxima: k items are in as many groups, and each row that is none, or that a user
@@ -193,7 +196,7 @@ def _groups_by_kernel(users: Users, table: BlockedTable, k: int) -> Int[Array, "
 
     rows, vectors, width = users.vectors.shape
     flat = users.vectors.reshape(-1, width).astype(jnp.bfloat16)
-    maxima = hopper.group_maxima(flat, table.coarse.blocks.reshape(-1, width))
+    maxima = hopper.group_maxima(flat, table.coarse.blocks.reshape(-1, width), processors=processors)
     groups = len(maxima)
     first = jnp.arange(groups) * KERNEL_GROUP
     last = jnp.minimum(first + KERNEL_GROUP, table.part_rows) - 1

@@ -62,7 +62,7 @@ def test_sizes_that_do_not_fit(width, rows):
 
 
 def test_no_such_device_here():
-    assert not search.kernel_available()
+    assert search.kernel_processors(jax.devices()[0]) == 0
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def kernel(monkeypatch):
     """The search takes the kernel's way; a plain product stands in for the kernel itself."""
     calls = []
 
-    def counted(users, items):
+    def counted(users, items, processors):
         calls.append(users.shape)
         return stand_in(users, items)
 
-    monkeypatch.setattr(search, "kernel_available", lambda: True)
+    monkeypatch.setattr(search, "kernel_processors", lambda device: 1)
     monkeypatch.setattr(hopper, "group_maxima", counted)
     return calls
 

@@ -34,7 +34,7 @@ def route(
         return squash(jnp.einsum("bplk,blkd->bpkd", shares, votes))
 
     still = jax.lax.stop_gradient(votes)
-    # Where the start is a constant the compiler would work out the first shares itself, which takes it minutes.
+    # Where the start is a constant the compiler would work out the first shares itself, which doubles its time.
     b = jnp.broadcast_to(jax.lax.optimization_barrier(start), (*sees.shape, votes.shape[2]))
     for _ in range(iterations - 1):
         b = b + jnp.einsum("bpkd,blkd->bplk", interests(b, still), still)
