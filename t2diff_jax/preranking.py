@@ -29,10 +29,20 @@ _MISSED = 2.0**40  # a rank beyond those of any catalogue
 
 
 class Candidates(NamedTuple):
-    """What a retriever found for some requests: ids int32 [n, M], best first, 0 where there are no more."""
+    """What a retriever found for some requests: ids int32 [n, M], best first, 0 where there are no more.
+
+    scores: float32 [n, M], the retriever's, less that of the best of the request; 0 where the id is.
+    """
 
     targets: Targets
     ids: np.ndarray
+    scores: np.ndarray
+
+    def at(self, rows: np.ndarray) -> "Candidates":
+        """Those of some requests: numbers, or bool [n]."""
+        return Candidates(
+            Targets(self.targets.users[rows], self.targets.positions[rows]), self.ids[rows], self.scores[rows]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +64,9 @@ class PreRanking:
     def logged(self, targets: Targets) -> Candidates:
         """The `cold.candidates` best items of the retriever for each request."""
         k = min(self.experiment.config.cold.candidates, self.experiment.log.n_items)
-        _, ids = self.evaluator.recommend(self.retriever_variables, targets, k)
-        return Candidates(targets, ids)
+        scores, ids = self.evaluator.recommend(self.retriever_variables, targets, k)
+        below = np.subtract(scores, scores[:, :1], out=np.zeros_like(scores), where=ids > 0)
+        return Candidates(targets, ids, below)
 
     def training_requests(self) -> Targets:
         """`cold.requests` random positions of training users, none of which the evaluation holds."""
@@ -76,7 +87,7 @@ class PreRanking:
         say(f"{len(kept):,} logged requests, of which {kept.sum():,} hold the item that was taken")
         if not kept.any():
             raise ConfigError("config.cold.candidates: no logged request holds the item that was taken; raise it")
-        return Candidates(Targets(log.targets.users[kept], log.targets.positions[kept]), log.ids[kept])
+        return log.at(kept)
 
     def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
         """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates.
@@ -111,11 +122,14 @@ class PreRanking:
         """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""
         config = self.experiment.config.cold
         draw = np.random.default_rng([self.experiment.config.seed, step])
-        rows = draw.integers(0, len(log.ids), config.batch_size)
-        batch = self._windows(log.targets.users[rows], log.targets.positions[rows])
-        taken = self.targets_of(log)[rows, None]
-        others = log.ids[rows[:, None], draw.integers(0, log.ids.shape[1], (len(rows), config.negatives))]
-        return batch, jnp.asarray(np.concatenate([taken, np.where(others == taken, 0, others)], axis=1))
+        drawn = log.at(draw.integers(0, len(log.ids), config.batch_size))
+        taken = self.targets_of(drawn)[:, None]
+        first = np.argmax(drawn.ids == taken, axis=1)[:, None]
+        others = draw.integers(0, log.ids.shape[1], (config.batch_size, config.negatives))
+        places = np.concatenate([first, others], axis=1)
+        others = np.take_along_axis(drawn.ids, others, axis=1)
+        items = np.concatenate([taken, np.where(others == taken, 0, others)], axis=1)
+        return self._batch(drawn, np.take_along_axis(drawn.scores, places, axis=1)), jnp.asarray(items)
 
     def gates(self, cold: COLD, variables: Variables, log: Candidates) -> dict[str, float]:
         """Mean gate of each group over some logged pairs."""
@@ -127,27 +141,28 @@ class PreRanking:
         size, parts = self.evaluator.batch_rows, []
         score = jax.jit(cold.score)
         for start in range(0, len(found.ids), size):
-            users, positions, ids = self._lot(found, start, size)
-            args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids)
+            lot = self._lot(found, start, size)
+            args = self.experiment.catalogue, self._batch(lot, lot.scores), jnp.asarray(lot.ids)
             parts.append(np.asarray(score(variables, *args)))
         return np.concatenate(parts)[: len(found.ids)]
 
     def milliseconds(self, cold: COLD, variables: Variables, found: Candidates, m: int) -> float:
         """Per request to score m candidates, at `eval.batch_size` requests a call: the fastest of three."""
         size = self.evaluator.batch_rows
-        users, positions, ids = self._lot(found, 0, size)
-        args = self.experiment.catalogue, self._windows(users, positions), jnp.asarray(ids[:, :m])
+        lot = self._lot(found, 0, size)
+        args = self.experiment.catalogue, self._batch(lot, lot.scores[:, :m]), jnp.asarray(lot.ids[:, :m])
         return fastest_milliseconds(jax.jit(cold.score), variables, *args) / size
 
-    def _lot(self, found: Candidates, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _lot(self, found: Candidates, start: int, size: int) -> Candidates:
         """`size` requests from `start` on; the last lot is filled up with the first request."""
         rows = np.arange(start, start + size)
-        rows = np.where(rows < len(found.ids), rows, 0)
-        return found.targets.users[rows], found.targets.positions[rows], found.ids[rows]
+        return found.at(np.where(rows < len(found.ids), rows, 0))
 
-    def _windows(self, users: np.ndarray, positions: np.ndarray) -> Batch:
-        windows = Windows.of(self.experiment.config)
-        return put_batch(self.experiment.mesh, gather(self.experiment.log, users, positions, windows))
+    def _batch(self, requests: Candidates, retrieved: np.ndarray) -> Batch:
+        """Their windows, and the retriever's scores [B, C] of the items that are to be scored."""
+        targets, windows = requests.targets, Windows.of(self.experiment.config)
+        batch = gather(self.experiment.log, targets.users, targets.positions, windows)
+        return put_batch(self.experiment.mesh, batch | {"retrieved": retrieved})
 
     def targets_of(self, found: Candidates) -> np.ndarray:
         """The items that were taken, int32 [n]."""

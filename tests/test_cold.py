@@ -25,10 +25,11 @@ from model_cases import (
 from tiny import shared_compiles  # noqa: F401
 
 from t2diff_jax.models.cold import COLD, feature_groups
-from t2diff_jax.preranking import kept_groups, ranks_among
+from t2diff_jax.preranking import Candidates, PreRanking, kept_groups, ranks_among
 from t2diff_jax.types import PreRanker
 
-CATALOGUE, BATCH = make_catalogue(), make_batch()
+CATALOGUE = make_catalogue()
+BATCH = make_batch() | {"retrieved": -jnp.arange(20.0).reshape(5, 4) / 7}
 MODEL = small_config().model
 GROUPS = feature_groups(MODEL, SIZES)
 CHOSEN = jnp.asarray(np.random.default_rng(5).integers(1, ITEMS + 1, (5, 4)), jnp.int32)
@@ -59,6 +60,7 @@ def test_groups_follow_the_data():
         "history_cross",
         "session_cross",
         "last_cross",
+        "retrieved",
     )
 
 
@@ -92,6 +94,7 @@ def test_scores_and_gates_against_numpy(cold):
         of_user = [mean(x[there]), mean(x[session]), x[5] * (history[5] > 0)]
         user = np.concatenate([p["users"][f"table_{i}"][f] for i, f in enumerate(features)])
         blocks = [*of_user, user, e[:4], e[4:6], e[6:], *(part * e for part in of_user)]
+        blocks.append(np.asarray(BATCH["retrieved"])[b, c, None])
         mapped = [block @ p[f"map_{name}"]["kernel"] for block, name in zip(blocks, GROUPS, strict=True)]
         gate = 1 / (1 + np.exp(-(sum(m[6:] for m in mapped) + p["gate_bias"])))
         h = np.maximum(sum(g * m[:6] for g, m in zip(gate, mapped, strict=True)) + p["bias"], 0)
@@ -106,8 +109,9 @@ def test_an_item_is_scored_by_itself(cold):
     """Neither the company of other candidates nor the target nor padding's own vectors change a score."""
     scores, _ = cold.both(cold.variables, CHOSEN)
     for column in range(4):
-        alone, _ = quick_jit(lambda v, items: cold.model.net.apply(v, CATALOGUE, BATCH, items))(
-            cold.variables, CHOSEN[:, [column]]
+        batch = BATCH | {"retrieved": BATCH["retrieved"][:, [column]]}
+        alone, _ = quick_jit(lambda v, b, items: cold.model.net.apply(v, CATALOGUE, b, items))(
+            cold.variables, batch, CHOSEN[:, [column]]
         )
         np.testing.assert_allclose(alone[:, 0], scores[:, column], rtol=1e-4, atol=1e-5)
     garbage = put(cold.variables, ("params", "items", "item_table"), lambda x: jnp.asarray(x).at[0].set(1e6))
@@ -154,6 +158,20 @@ def test_ranks_among_candidates():
     np.testing.assert_array_equal(ranks[[0, 1, 3]], [1, 1, 1])
     assert ranks[2] > 1e9
     assert np.isnan(ranks_among(ids, np.full_like(scores, np.nan), taken, 3)).all()
+
+
+def test_a_training_batch_has_the_taken_first_and_every_item_beside_its_own_score():
+    parts = tiny.build((1, 1), cold__negatives=12)
+    pre = PreRanking(parts, {})
+    targets = pre.training_requests()
+    taken = parts.log.items[parts.log.offsets[targets.users] + targets.positions]
+    ids = np.stack([np.where(taken == 9, 3, 9), taken, np.where(taken == 8, 4, 8), np.zeros_like(taken)], axis=1)
+    log = Candidates(targets, ids.astype(np.int32), np.where(ids > 0, -ids / 10, 0).astype(np.float32))
+    batch, items = pre._training_batch(log, 0)
+    retrieved, items = np.asarray(batch["retrieved"]), np.asarray(items)
+    assert items.shape == retrieved.shape == (parts.config.cold.batch_size, 13) and (items[:, 0] > 0).all()
+    np.testing.assert_allclose(retrieved[items > 0], -items[items > 0] / 10, rtol=1e-6)
+    assert (items[:, 1:] != items[:, :1]).all() and (items[:, 1:] > 0).sum(axis=1).max() > 4
 
 
 @pytest.fixture(scope="module")

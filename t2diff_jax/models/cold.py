@@ -21,7 +21,7 @@ from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 def feature_groups(model: ModelConfig, sizes: Sizes) -> tuple[str, ...]:
     """The groups that a log has data for and embeddings have room for.
 
-    Those named `*_cross` are products of the item with what the user had.
+    Those named `*_cross` are products of the item with what the user had; `retrieved` is the retriever's score.
     """
     present = {
         "user": bool(sizes.user_features),
@@ -30,11 +30,13 @@ def feature_groups(model: ModelConfig, sizes: Sizes) -> tuple[str, ...]:
     }
     names = ("history", "session", "last", "user", "item", "category", "content")
     crosses = ("history_cross", "session_cross", "last_cross")
-    return (*(name for name in names if present.get(name, True)), *crosses)
+    return (*(name for name in names if present.get(name, True)), *crosses, "retrieved")
 
 
 class COLDNet(nn.Module):
     """Scores of C items of each request.
+
+    A batch has, beside the windows, what the retriever scored the items: "retrieved", float32 [B, C], less its best.
 
     Attributes:
       model: widths of the embeddings, session length.
@@ -86,7 +88,7 @@ class COLDNet(nn.Module):
         of_item = {"item": own, "category": of_category, "content": of_content}
         crosses = {f"{name}_cross": value * e for name, value in of_user.items()}
         user = {"user": self.users(batch["user_features"])[:, None]} if "user" in self.groups else {}
-        return of_user | user | of_item | crosses
+        return of_user | user | of_item | crosses | {"retrieved": batch["retrieved"][..., None]}
 
 
 @dataclasses.dataclass(frozen=True)
