@@ -107,6 +107,18 @@ def test_the_accuracy_tables(page):
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
 
+def test_rows_that_come_first_have_a_table_before_the_others(page, tmp_path):
+    runs, out = str(page.parent.parent / "runs"), tmp_path / "x.md"
+    page_of_results.main([runs, "--out", str(out), "--against", "empty", "--first", "empty"])
+    kept = "movielens ml-1m, user_holdout, seen items not excluded"
+    assert [row[0] for row in tables(out.read_text())[kept]] == [
+        "row", "---", "empty", "popularity", "row", "---", "diffusion", "popularity"
+    ]  # fmt: skip
+    assert out.read_text().count("Variants:") == 1  # the other table has only rows that come first
+    with pytest.raises(SystemExit):
+        page_of_results.main([runs, "--out", str(out), "--first", "rival"])
+
+
 def test_the_sampler_table(page):
     _, _, *rows = tables(page.read_text())["Sampler"]
     assert [row[:4] for row in rows] == [

@@ -1,6 +1,6 @@
 """The tables of the page of results, as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,21 @@ def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
-    """One row per label with an evaluation of that kind, and popularity."""
+def accuracy_table(
+    rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None, labels: Container[str] | None = None
+) -> str:
+    """One row per label (of `labels`, if given) with an evaluation of that kind, and popularity."""
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
     head += ["parameters", "ms per user", "minutes of training"]
     head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
     body, popularity = [], None
     for label, runs in rows.items():
         found = [next(main_evaluations(run, excluded), None) for run in runs]
-        if runs[0].data != name or None in found:
+        if runs[0].data != name or None in found or (labels is not None and label not in labels):
             continue
         cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
         speed = np.mean([e["milliseconds_per_user"] for e in found])
-        size = found[0].get("parameters")  # kept runs of older versions do not say
+        size = next((e["parameters"] for e in found if "parameters" in e), None)  # older versions did not say
         cells += [
             *_slot_cells(found),
             f"{size:,}" if size else "",
