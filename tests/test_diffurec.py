@@ -75,25 +75,23 @@ def test_without_noise_and_mixing_it_is_a_transformer_with_cross_entropy():
     changes = dict(model__name="diffurec", diffusion__mixing=0.0, diffusion__sampler_steps=1)
     retriever = build_retriever(small_config(**changes), SIZES)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": STATS}
-    loss, (_, stats) = quick_jit(lambda v: retriever.loss(v, CATALOGUE, BATCH, KEY))(variables)
-    scale = float(jnp.sqrt(stats["drift_square"] / stats["drift_weight"]))
+    loss, _ = quick_jit(lambda v: retriever.loss(v, CATALOGUE, BATCH, KEY))(variables)
 
     @quick_jit
-    def estimates(variables, scale):
+    def estimates(variables):
         net, params = retriever.net, {"params": variables["params"]}
         x = net.apply(params, BATCH["history"], CATALOGUE, method="embed")
         z = net.apply(params, x, jnp.ones((1, 1), jnp.int32), x, x, BATCH, deterministic=True, method="estimate")
-        return net.apply(params, scale * z, x, BATCH, method="user_of_states")[:, :, 0]
+        return net.apply(params, z, x, BATCH, method="user_of_states")[:, :, 0]
 
     table = np.asarray(retriever.encode_items(variables, CATALOGUE))
-    scores = np.asarray(estimates(variables, scale)) @ table.T
+    scores = np.asarray(estimates(variables)) @ table.T
     following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
     counted = np.argwhere(VALID & (np.asarray(BATCH["weight"]) > 0)[:, None])
     terms = [reference.cross_entropy(scores[b, j, 1 : ITEMS + 1], following[b, j] - 1) for b, j in counted]
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-4)
     users, _ = retriever.encode_user(variables, CATALOGUE, BATCH, KEY)
-    own_scale = float(jnp.sqrt(STATS["drift_square"] / STATS["drift_weight"]))
-    np.testing.assert_allclose(users[:, 0], estimates(variables, own_scale)[:, -1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(users[:, 0], estimates(variables)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_training_mixes_in_what_follows(diffurec):

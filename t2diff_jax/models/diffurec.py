@@ -2,7 +2,8 @@
 
 A transformer reads behaviours into which the noised next items are mixed, and estimates what they are by cross-entropy
 against the catalogue. Here at every position of the window; before the last behaviour the next items are known, and
-stand noised in their places as in training. As the slot of T2Diff: `generators.DiffuRec`.
+stand noised in their places as in training. The user vector is the item in the units in which it is noised: in those of
+the table cross-entropy would have to make it tens of times its size. As the slot of T2Diff: `generators.DiffuRec`.
 """
 
 import dataclasses
@@ -85,7 +86,7 @@ class DiffuRec(Sequential):
             return self.net.apply(params, z, r[:, None], x, share, batch, deterministic=True, method="estimate")
 
         z = reverse(self.diffusion, estimate, noise, Known(behind, following))
-        users = self.net.apply(params, scale * z, x, batch, method="user_of_states")[:, -1]
+        users = self.net.apply(params, z, x, batch, method="user_of_states")[:, -1]
         return users, jnp.ones(users.shape[:2], bool)
 
     def loss(
@@ -104,6 +105,6 @@ class DiffuRec(Sequential):
         share = jax.random.normal(key_share, truth.shape)
         how = dict(deterministic=False, method="estimate", rngs={"dropout": key_dropout})
         z = self.net.apply(params, z_r, r, x, share, batch, **how)
-        users = self.net.apply(params, scale * z, x, batch, method="user_of_states")
+        users = self.net.apply(params, z, x, batch, method="user_of_states")
         loss = items.cross_entropy(users, targets, weights, history)
         return loss, ({"loss_tower": loss}, stats)
