@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/drim.py --config.data.path=DIR --workdir runs/drim
 
-Not run yet.
+13 minutes. Test, seed 0 (commit 3c71760): HR@10 .151, NDCG@10 .079.
 """
 
 from configs import ml1m_loo
