@@ -199,7 +199,9 @@ def get_config() -> ConfigDict:
             cutoffs=(20, 50, 100, 200),  # M: so many are re-ranked, a row each
             hidden=(128, 64),  # widths of the layers
             keep=(5, 3),  # then trained again with so many groups of features, those with the greatest gates
-            steps=2000,
+            steps=2000,  # at most: what was best on the users held back stays
+            held_back=0.1,  # share of users whose logged requests only say when to stop
+            check_every=100,  # steps between looks at these
             batch_size=64,  # requests a step
             learning_rate=1e-3,
         )

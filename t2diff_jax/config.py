@@ -258,6 +258,8 @@ class ColdConfig:
     hidden: tuple[int, ...]
     keep: tuple[int, ...]
     steps: int
+    held_back: float
+    check_every: int
     batch_size: int
     learning_rate: float
 

@@ -89,34 +89,49 @@ class PreRanking:
             raise ConfigError("config.cold.candidates: no logged request holds the item that was taken; raise it")
         return log.at(kept)
 
-    def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
-        """A pre-ranker of these groups of features after `cold.steps` steps on the logged candidates.
-
-        Its item vectors start as the retriever's.
-        """
+    def divided(self, log: Candidates) -> tuple[Candidates, Candidates]:
+        """The requests to learn from, and those of the users who only say when to stop: `cold.held_back` of all."""
         config = self.experiment.config
-        cold = COLD(config.cold, config.model, self.experiment.retriever.sizes, groups)
-        catalogue, tx = self.experiment.catalogue, optax.adam(config.cold.learning_rate)
-        drawn = jax.jit(cold.init)(rng.stream(config.seed, "cold"), catalogue, *self._training_batch(log, 0))
+        users = np.random.default_rng([config.seed, len(log.ids)]).permutation(np.unique(log.targets.users))
+        if len(users) < 2:
+            raise ConfigError("config.cold.requests: all that can be learned from are of one user; raise it")
+        held = np.isin(log.targets.users, users[: max(1, int(config.cold.held_back * len(users)))])
+        return log.at(~held), log.at(held)
+
+    def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
+        """A pre-ranker of these groups of features, learned from the logged candidates.
+
+        Its item vectors start as the retriever's. Of at most `cold.steps` steps it is as it was when its loss on the
+        users held back was least: logged requests are few, and learned by heart.
+        """
+        config = self.experiment.config.cold
+        cold = COLD(config, self.experiment.config.model, self.experiment.retriever.sizes, groups)
+        learning, held = self.divided(log)
+        looked_at = [
+            self._training_batch(held, n)
+            for n in range(min(-(-len(held.ids) // config.batch_size), config.check_every))
+        ]
+        variables, tx = self._start(cold, looked_at[0]), optax.adam(config.learning_rate)
+        step, loss_of, state = _step(cold, tx), jax.jit(cold.loss), tx.init(variables)
+        best, best_loss, best_number = variables, np.inf, 0
+        for number in range(1, config.steps + 1):
+            variables, state = step(
+                variables, state, self.experiment.catalogue, *self._training_batch(learning, number)
+            )
+            if number % config.check_every == 0 or number == config.steps:
+                loss = np.mean([loss_of(variables, self.experiment.catalogue, *part) for part in looked_at])
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the pre-ranker's loss is {loss}: lower config.cold.learning_rate")
+                if loss < best_loss:
+                    best, best_loss, best_number = jax.tree.map(jnp.copy, variables), loss, number
+        say(f"{len(groups)} groups: loss {best_loss:.4f} on users held back, after {best_number:,} steps")
+        return cold, best
+
+    def _start(self, cold: COLD, example: tuple[Batch, jax.Array]) -> Variables:
+        drawn = jax.jit(cold.init)(rng.stream(self.experiment.config.seed, "cold"), self.experiment.catalogue, *example)
         # Logged requests are few beside what the retriever has learned from: its item vectors are where to start.
         known = jax.tree.map(jnp.copy, self.retriever_variables["params"]["items"])
-        variables = {"params": {**drawn["params"], "items": known}}
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(
-            variables: Variables, state: Any, catalogue: Catalogue, batch: Batch, items: jax.Array
-        ) -> tuple[Variables, Any, jax.Array]:
-            loss, gradient = jax.value_and_grad(cold.loss)(variables, catalogue, batch, items)
-            updates, state = tx.update(gradient, state)
-            return optax.apply_updates(variables, updates), state, loss
-
-        state = tx.init(variables)
-        for number in range(config.cold.steps):
-            variables, state, loss = step(variables, state, catalogue, *self._training_batch(log, number))
-        if not np.isfinite(loss):  # once it is not, it stays so
-            raise FloatingPointError(f"the pre-ranker's loss is {loss}: lower config.cold.learning_rate")
-        say(f"{len(groups)} groups: loss {float(loss):.4f} after {config.cold.steps} steps")
-        return cold, variables
+        return {"params": {**drawn["params"], "items": known}}
 
     def _training_batch(self, log: Candidates, step: int) -> tuple[Batch, jax.Array]:
         """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""
@@ -168,6 +183,20 @@ class PreRanking:
         """The items that were taken, int32 [n]."""
         log = self.experiment.log
         return log.items[log.offsets[found.targets.users] + found.targets.positions]
+
+
+def _step(cold: COLD, tx: optax.GradientTransformation) -> Any:
+    """Compiled (variables, state, catalogue, batch, items) -> (variables, state) after one step; takes their memory."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        variables: Variables, state: Any, catalogue: Catalogue, batch: Batch, items: jax.Array
+    ) -> tuple[Variables, Any]:
+        gradient = jax.grad(cold.loss)(variables, catalogue, batch, items)
+        updates, state = tx.update(gradient, state)
+        return optax.apply_updates(variables, updates), state
+
+    return step
 
 
 def ranks_among(ids: np.ndarray, scores: np.ndarray, taken: np.ndarray, m: int) -> np.ndarray:

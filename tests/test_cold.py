@@ -24,6 +24,7 @@ from model_cases import (
 )
 from tiny import shared_compiles  # noqa: F401
 
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.models.cold import COLD, feature_groups
 from t2diff_jax.preranking import Candidates, PreRanking, kept_groups, ranks_among
 from t2diff_jax.types import PreRanker
@@ -160,18 +161,46 @@ def test_ranks_among_candidates():
     assert np.isnan(ranks_among(ids, np.full_like(scores, np.nan), taken, 3)).all()
 
 
-def test_a_training_batch_has_the_taken_first_and_every_item_beside_its_own_score():
-    parts = tiny.build((1, 1), cold__negatives=12)
-    pre = PreRanking(parts, {})
+def logged_by_hand(**changes):
+    """(pre-ranker, its log): for every request four candidates, the taken second, the last none; scores -id / 10."""
+    parts = tiny.build((1, 1), cold__requests=400, cold__negatives=12, cold__hidden=(8,), **changes)
+    pre = PreRanking(parts, parts.initial_state().evaluation_variables())
     targets = pre.training_requests()
     taken = parts.log.items[parts.log.offsets[targets.users] + targets.positions]
     ids = np.stack([np.where(taken == 9, 3, 9), taken, np.where(taken == 8, 4, 8), np.zeros_like(taken)], axis=1)
-    log = Candidates(targets, ids.astype(np.int32), np.where(ids > 0, -ids / 10, 0).astype(np.float32))
+    return pre, Candidates(targets, ids.astype(np.int32), np.where(ids > 0, -ids / 10, 0).astype(np.float32))
+
+
+def test_a_training_batch_has_the_taken_first_and_every_item_beside_its_own_score():
+    pre, log = logged_by_hand()
     batch, items = pre._training_batch(log, 0)
     retrieved, items = np.asarray(batch["retrieved"]), np.asarray(items)
-    assert items.shape == retrieved.shape == (parts.config.cold.batch_size, 13) and (items[:, 0] > 0).all()
+    assert items.shape == retrieved.shape == (pre.experiment.config.cold.batch_size, 13) and (items[:, 0] > 0).all()
     np.testing.assert_allclose(retrieved[items > 0], -items[items > 0] / 10, rtol=1e-6)
     assert (items[:, 1:] != items[:, :1]).all() and (items[:, 1:] > 0).sum(axis=1).max() > 4
+
+
+def test_users_held_back_are_not_learned_from():
+    pre, log = logged_by_hand(cold__held_back=0.25)
+    learning, held = pre.divided(log)
+    a, b, every = (np.unique(part.targets.users) for part in (learning, held, log))
+    assert not np.intersect1d(a, b).size and len(b) == len(every) // 4 and len(a) + len(b) == len(every)
+    assert len(learning.ids) + len(held.ids) == len(log.ids)
+    with pytest.raises(ConfigError, match="one user"):
+        pre.divided(log.at(log.targets.users == every[0]))
+
+
+def test_what_was_best_on_the_users_held_back_stays():
+    """With many steps at a high rate the loss there rises again: what is kept is no worse than after the first look."""
+
+    def held_loss(steps):
+        pre, log = logged_by_hand(cold__steps=steps, cold__check_every=10, cold__learning_rate=0.05)
+        cold, variables = pre.train(("last", "item", "last_cross"), log)
+        held = pre.divided(log)[1]
+        parts = [pre._training_batch(held, n) for n in range(-(-len(held.ids) // 64))]
+        return np.mean([cold.loss(variables, pre.experiment.catalogue, *part) for part in parts])
+
+    assert held_loss(60) <= held_loss(10) + 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +210,12 @@ def run(tmp_path_factory, request):
     workdir = tmp_path_factory.mktemp("run")
     tiny.succeed("train.py", workdir)
     flags = ["--config.cold.requests=300", "--config.cold.candidates=20", "--config.cold.cutoffs=(5,20)"]
-    flags += ["--config.cold.steps=60", "--config.cold.keep=(2,)", "--config.cold.hidden=(8,)"]
+    flags += [
+        "--config.cold.steps=60",
+        "--config.cold.check_every=20",
+        "--config.cold.keep=(2,)",
+        "--config.cold.hidden=(8,)",
+    ]
     said = tiny.succeed("prerank.py", workdir, *flags)
     again = tiny.succeed("prerank.py", workdir, *flags)
     return types.SimpleNamespace(result=json.loads((workdir / "prerank.json").read_text()), said=said, again=again)
@@ -193,7 +227,7 @@ def test_the_command_measures_every_cutoff_and_prunes(run):
     assert len(few["groups"]) == 2 and set(few["groups"]) < set(whole["groups"])
     lowest = min(whole["gates"][name] for name in few["groups"])
     assert all(value <= lowest for name, value in whole["gates"].items() if name not in few["groups"])
-    assert "COLD, 2 groups" in run.said and "mean gates:" in run.said
+    assert "on users held back, after" in run.said and "COLD, 2 groups" in run.said and "mean gates:" in run.said
 
 
 def test_what_is_not_retrieved_is_not_found(run):
