@@ -98,15 +98,14 @@ class PreRanking:
         held = np.isin(log.targets.users, users[: max(1, int(config.cold.held_back * len(users)))])
         return log.at(~held), log.at(held)
 
-    def train(self, groups: tuple[str, ...], log: Candidates) -> tuple[COLD, Variables]:
-        """A pre-ranker of these groups of features, learned from the logged candidates.
+    def train(self, groups: tuple[str, ...], learning: Candidates, held: Candidates) -> tuple[COLD, Variables]:
+        """A pre-ranker of these groups of features, learned from logged candidates.
 
         Its item vectors start as the retriever's. Of at most `cold.steps` steps it is as it was when its loss on the
-        users held back was least: logged requests are few, and learned by heart.
+        requests held back was least: logged requests are few, and learned by heart.
         """
         config = self.experiment.config.cold
         cold = COLD(config, self.experiment.config.model, self.experiment.retriever.sizes, groups)
-        learning, held = self.divided(log)
         looked_at = [
             self._training_batch(held, n)
             for n in range(min(-(-len(held.ids) // config.batch_size), config.check_every))
@@ -242,11 +241,11 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     found = pre.logged(Targets(targets.users[warm], targets.positions[warm]))
     order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
     alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
-    groups, results = feature_groups(config.model, experiment.retriever.sizes), []
+    groups, results, divided = feature_groups(config.model, experiment.retriever.sizes), [], pre.divided(log)
     for number in (len(groups), *config.cold.keep):
         if results:
             groups = kept_groups(results[0]["gates"], number)
-        cold, learned = pre.train(groups, log)
+        cold, learned = pre.train(groups, *divided)
         rows = measured(pre, cold, learned, found)
         results.append({"groups": groups, "gates": pre.gates(cold, learned, log), "rows": rows})
     return {"split": split, "retriever": alone, "preranker": results}

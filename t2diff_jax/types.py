@@ -26,6 +26,7 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
 #   negatives       int32 [m]     items drawn uniformly, shared by all; present in training with the sampled softmax
 #   seen            int32 [B, S]  earlier items of the user, 0-padded; present where they are excluded
+#   retrieved       float32 [B, C]  the retriever's scores of C items, less its best; present for a pre-ranker
 Batch = Mapping[str, Array | jax.ShapeDtypeStruct]  # their shapes will do where nothing is computed
 
 
@@ -119,7 +120,7 @@ class PreRanker(Protocol):
     """A model that scores given items of a request, too dear for a whole catalogue: it ranks what a retriever found."""
 
     def init(self, key: Array, catalogue: Catalogue, batch: Batch, items: Array) -> Variables:
-        """Draws {"params"} for the shapes of one batch and its items int32 [B, C]."""
+        """Draws {"params"} for the shapes of one batch, which has "retrieved", and its items int32 [B, C]."""
 
     def score(self, variables: Variables, catalogue: Catalogue, batch: Batch, items: Array) -> Array:
         """Scores [B, C] of the items int32 [B, C]."""

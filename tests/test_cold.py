@@ -195,8 +195,8 @@ def test_what_was_best_on_the_users_held_back_stays():
 
     def held_loss(steps):
         pre, log = logged_by_hand(cold__steps=steps, cold__check_every=10, cold__learning_rate=0.05)
-        cold, variables = pre.train(("last", "item", "last_cross"), log)
-        held = pre.divided(log)[1]
+        learning, held = pre.divided(log)
+        cold, variables = pre.train(("last", "item", "last_cross"), learning, held)
         parts = [pre._training_batch(held, n) for n in range(-(-len(held.ids) // 64))]
         return np.mean([cold.loss(variables, pre.experiment.catalogue, *part) for part in parts])
 
