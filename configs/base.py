@@ -193,14 +193,14 @@ def get_config() -> ConfigDict:
     )
     config.cold = ConfigDict(  # prerank.py: a network, in float32, that re-ranks what a trained retriever found
         dict(
-            requests=20_000,  # of training users, whose candidates are logged
+            requests=60_000,  # of training users, whose candidates are logged
             candidates=200,  # M: so many are logged, and re-ranked at most
             negatives=50,  # of the candidates, drawn for each request of a step
             cutoffs=(20, 50, 100, 200),  # M: so many are re-ranked, a row each
             hidden=(128, 64),  # widths of the layers
             keep=(5, 3),  # then trained again with so many groups of features, those with the greatest gates
-            steps=2000,  # at most: what was best on the users held back stays
-            held_back=0.1,  # share of users whose logged requests only say when to stop
+            steps=2000,  # at most: what was best on later requests stays
+            later=3000,  # validation targets, at most, that say when to stop
             check_every=100,  # steps between looks at these
             batch_size=64,  # requests a step
             learning_rate=1e-3,

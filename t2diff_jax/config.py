@@ -258,7 +258,7 @@ class ColdConfig:
     hidden: tuple[int, ...]
     keep: tuple[int, ...]
     steps: int
-    held_back: float
+    later: int
     check_every: int
     batch_size: int
     learning_rate: float

@@ -279,11 +279,10 @@ def loss_rules(c: "Config") -> Rules:
 def cold_rules(c: "Config") -> Rules:
     """The pre-ranker."""
     k = c.cold
-    sizes = (k.requests, k.candidates, k.negatives, k.steps, k.check_every, k.batch_size)
+    sizes = (k.requests, k.candidates, k.negatives, k.steps, k.later, k.check_every, k.batch_size)
     sizes += (*k.cutoffs, *k.hidden, *k.keep)
     return [
         (min(sizes) >= 1 and k.learning_rate > 0, "cold", "sizes, steps and learning_rate must be positive"),
-        (0 < k.held_back < 1, "cold.held_back", "must lie between 0 and 1"),
         (len(k.hidden) >= 1, "cold.hidden", "needs at least one layer"),
         (
             len(k.cutoffs) >= 1 and max(k.cutoffs, default=0) <= k.candidates,

@@ -1,7 +1,8 @@
 """A pre-ranker behind a trained retriever: logged candidates, training, groups left out, Recall against M and time.
 
 The candidates of a request are what the retriever recommends there. The pre-ranker learns to find the item that was
-taken among them, on requests of the training users; it is measured on the targets of a split.
+taken among them, on requests of the training users. From those the retriever has learned itself, so that they flatter
+it: when to stop is said by requests that came later. It is measured on the targets of a split.
 """
 
 import dataclasses
@@ -40,9 +41,7 @@ class Candidates(NamedTuple):
 
     def at(self, rows: np.ndarray) -> "Candidates":
         """Those of some requests: numbers, or bool [n]."""
-        return Candidates(
-            Targets(self.targets.users[rows], self.targets.positions[rows]), self.ids[rows], self.scores[rows]
-        )
+        return Candidates(self.targets.at(rows), self.ids[rows], self.scores[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,48 +88,51 @@ class PreRanking:
             raise ConfigError("config.cold.candidates: no logged request holds the item that was taken; raise it")
         return log.at(kept)
 
-    def divided(self, log: Candidates) -> tuple[Candidates, Candidates]:
-        """The requests to learn from, and those of the users who only say when to stop: `cold.held_back` of all."""
-        config = self.experiment.config
-        users = np.random.default_rng([config.seed, len(log.ids)]).permutation(np.unique(log.targets.users))
-        if len(users) < 2:
-            raise ConfigError("config.cold.requests: all that can be learned from are of one user; raise it")
-        held = np.isin(log.targets.users, users[: max(1, int(config.cold.held_back * len(users)))])
-        return log.at(~held), log.at(held)
+    def later_requests(self, split: str) -> tuple[Targets, Targets]:
+        """What says when to stop, at most `cold.later` targets, and what is measured: they share no target.
 
-    def train(self, groups: tuple[str, ...], learning: Candidates, held: Candidates) -> tuple[COLD, Variables]:
+        The first are of the validation. Where that is measured itself, half of its users go to either.
+        """
+        config, validation = self.experiment.config, _warm(self.experiment.split.validation)
+        draw = np.random.default_rng([config.seed, len(validation)])
+        measured, kept = _warm(getattr(self.experiment.split, split)), np.ones(len(validation), bool)
+        if split == "validation":
+            users = draw.permutation(np.unique(validation.users))
+            kept = np.isin(validation.users, users[: len(users) // 2])
+            measured = validation.at(~kept)
+        rows = np.flatnonzero(kept)
+        if not len(rows):
+            raise ConfigError("--split: all validation targets are of one user, who cannot stop and measure: use test")
+        return validation.at(np.sort(draw.permutation(rows)[: config.cold.later])), measured
+
+    def train(self, groups: tuple[str, ...], learning: Candidates, later: Candidates) -> tuple[COLD, Variables]:
         """A pre-ranker of these groups of features, learned from logged candidates.
 
-        Its item vectors start as the retriever's. Of at most `cold.steps` steps it is as it was when its loss on the
-        requests held back was least: logged requests are few, and learned by heart.
+        Its item vectors are the retriever's, as logged requests are few beside what that has learned from. Of at most
+        `cold.steps` steps it is as it was when its loss on later requests was least; after none it is the retriever.
         """
-        config = self.experiment.config.cold
+        config, catalogue = self.experiment.config.cold, self.experiment.catalogue
         cold = COLD(config, self.experiment.config.model, self.experiment.retriever.sizes, groups)
-        looked_at = [
-            self._training_batch(held, n)
-            for n in range(min(-(-len(held.ids) // config.batch_size), config.check_every))
-        ]
-        variables, tx = self._start(cold, looked_at[0]), optax.adam(config.learning_rate)
-        step, loss_of, state = _step(cold, tx), jax.jit(cold.loss), tx.init(variables)
-        best, best_loss, best_number = variables, np.inf, 0
-        for number in range(1, config.steps + 1):
-            variables, state = step(
-                variables, state, self.experiment.catalogue, *self._training_batch(learning, number)
-            )
+        looked_at = [self._training_batch(later, n) for n in range(-(-len(later.ids) // config.batch_size))]
+        known, tx = {"items": self.retriever_variables["params"]["items"]}, optax.adam(config.learning_rate)
+        params, loss_of = self._start(cold, looked_at[0]), jax.jit(cold.loss)
+        step, state, best = _step(cold, tx), tx.init(params), (np.inf, 0, params)
+        for number in range(config.steps + 1):
+            if number:
+                params, state = step(params, state, known, catalogue, *self._training_batch(learning, number))
             if number % config.check_every == 0 or number == config.steps:
-                loss = np.mean([loss_of(variables, self.experiment.catalogue, *part) for part in looked_at])
+                loss = np.mean([loss_of({"params": params | known}, catalogue, *part) for part in looked_at])
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the pre-ranker's loss is {loss}: lower config.cold.learning_rate")
-                if loss < best_loss:
-                    best, best_loss, best_number = jax.tree.map(jnp.copy, variables), loss, number
-        say(f"{len(groups)} groups: loss {best_loss:.4f} on users held back, after {best_number:,} steps")
-        return cold, best
+                if loss < best[0]:
+                    best = loss, number, jax.tree.map(jnp.copy, params)
+        say(f"{len(groups)} groups: loss {best[0]:.4f} on later requests, after {best[1]:,} steps")
+        return cold, {"params": best[2] | known}
 
-    def _start(self, cold: COLD, example: tuple[Batch, jax.Array]) -> Variables:
+    def _start(self, cold: COLD, example: tuple[Batch, jax.Array]) -> Any:
+        """The parameters that are to be learned."""
         drawn = jax.jit(cold.init)(rng.stream(self.experiment.config.seed, "cold"), self.experiment.catalogue, *example)
-        # Logged requests are few beside what the retriever has learned from: its item vectors are where to start.
-        known = jax.tree.map(jnp.copy, self.retriever_variables["params"]["items"])
-        return {"params": {**drawn["params"], "items": known}}
+        return {name: value for name, value in drawn["params"].items() if name != "items"}
 
     def _training_batch(self, log: Candidates, step: int) -> tuple[Batch, jax.Array]:
         """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""
@@ -184,16 +186,21 @@ class PreRanking:
         return log.items[log.offsets[found.targets.users] + found.targets.positions]
 
 
+def _warm(targets: Targets) -> Targets:
+    """Those with a history, as in the evaluation: nothing can be known of the others."""
+    return targets.at(targets.positions > 0)
+
+
 def _step(cold: COLD, tx: optax.GradientTransformation) -> Any:
-    """Compiled (variables, state, catalogue, batch, items) -> (variables, state) after one step; takes their memory."""
+    """Compiled (params, state, known, catalogue, batch, items) -> (params, state) after a step; takes their memory."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(
-        variables: Variables, state: Any, catalogue: Catalogue, batch: Batch, items: jax.Array
-    ) -> tuple[Variables, Any]:
-        gradient = jax.grad(cold.loss)(variables, catalogue, batch, items)
+        params: Any, state: Any, known: Any, catalogue: Catalogue, batch: Batch, items: jax.Array
+    ) -> tuple[Any, Any]:
+        gradient = jax.grad(lambda p: cold.loss({"params": p | known}, catalogue, batch, items))(params)
         updates, state = tx.update(gradient, state)
-        return optax.apply_updates(variables, updates), state
+        return optax.apply_updates(params, updates), state
 
     return step
 
@@ -235,17 +242,16 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     if jax.process_count() > 1:
         raise ConfigError("prerank.py runs in one process: start it without others beside it")
     process_rows(experiment.mesh, config.cold.batch_size)
-    targets = getattr(experiment.split, split)
-    warm = targets.positions > 0  # as in the evaluation: nothing can be known of the others
+    to_stop, to_measure = pre.later_requests(split)
     log = pre.with_the_taken(pre.logged(pre.training_requests()))
-    found = pre.logged(Targets(targets.users[warm], targets.positions[warm]))
+    later, found = pre.with_the_taken(pre.logged(to_stop)), pre.logged(to_measure)
     order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
     alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
-    groups, results, divided = feature_groups(config.model, experiment.retriever.sizes), [], pre.divided(log)
+    groups, results = feature_groups(config.model, experiment.retriever.sizes), []
     for number in (len(groups), *config.cold.keep):
         if results:
             groups = kept_groups(results[0]["gates"], number)
-        cold, learned = pre.train(groups, *divided)
+        cold, learned = pre.train(groups, log, later)
         rows = measured(pre, cold, learned, found)
         results.append({"groups": groups, "gates": pre.gates(cold, learned, log), "rows": rows})
     return {"split": split, "retriever": alone, "preranker": results}

@@ -166,8 +166,10 @@ RULES = [
     ("loss.block", {"loss.block": 8, "loss.merge": "max"}),
     ("loss.block", {"loss.block": 8, "model.name": "mtmi"}),
     ("dry_run.users", {"dry_run.users": 0}),
-    *(("cold", {f"cold.{name}": 0}) for name in ("requests", "negatives", "steps", "check_every", "learning_rate")),
-    *(("cold.held_back", {"cold.held_back": share}) for share in (0.0, 1.0)),
+    *(
+        ("cold", {f"cold.{name}": 0})
+        for name in ("requests", "negatives", "steps", "later", "check_every", "learning_rate")
+    ),
     ("cold", {"cold.keep": (3, 0)}),
     ("cold.hidden", {"cold.hidden": ()}),
     *(("cold.cutoffs", {"cold.cutoffs": cutoffs}) for cutoffs in ((), (10, 201))),

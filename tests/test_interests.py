@@ -237,11 +237,13 @@ def squashed(z):
 
 
 def routed(votes, logits):
-    """K interests of votes [n, K, D] from first logits [n, K], three iterations."""
+    """K interests of votes [n, K, D] from first logits [n, K], three iterations on vectors 1 / sqrt(D) as long."""
+    scale = np.sqrt(votes.shape[-1])
+    votes = votes / scale
     for _ in range(3):
         u = squashed(np.einsum("nk,nkd->kd", shares(logits), votes))
         logits = logits + np.einsum("kd,nkd->nk", u, votes)
-    return u
+    return u * scale
 
 
 def test_comirec_by_attention_by_hand():

@@ -23,7 +23,11 @@ class Targets:
 
     def first(self, n: int) -> "Targets":
         """The first n targets."""
-        return Targets(self.users[:n], self.positions[:n])
+        return self.at(np.arange(min(n, len(self))))
+
+    def at(self, rows: np.ndarray) -> "Targets":
+        """Some of them: numbers, or bool [n]."""
+        return Targets(self.users[rows], self.positions[rows])
 
 
 @dataclasses.dataclass(frozen=True)

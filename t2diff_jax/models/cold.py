@@ -1,8 +1,9 @@
 """COLD (Wang et al. 2020): a network over pairs of user and item that is cheap enough to rank what retrieval found.
 
 Groups of features make one vector each. A squeeze-and-excitation block gives every group a gate, a layer over the gated
-groups and further ones give the score. Groups whose gate is low can be left out, and the rest trained anew. What
-concerns the user alone is computed once for all items of a request.
+groups and further ones give what is added to the retriever's own score: at first nothing, so that the order starts as
+it was retrieved. Groups whose gate is low can be left out, and the rest trained anew. What concerns the user alone is
+computed once for all items of a request.
 """
 
 import dataclasses
@@ -19,10 +20,7 @@ from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
 
 def feature_groups(model: ModelConfig, sizes: Sizes) -> tuple[str, ...]:
-    """The groups that a log has data for and embeddings have room for.
-
-    Those named `*_cross` are products of the item with what the user had; `retrieved` is the retriever's score.
-    """
+    """The groups that a log has data for and embeddings have room for; `*_cross`: item times what the user had."""
     present = {
         "user": bool(sizes.user_features),
         "category": sizes.categories > 0 and model.category_dim > 0,
@@ -30,7 +28,7 @@ def feature_groups(model: ModelConfig, sizes: Sizes) -> tuple[str, ...]:
     }
     names = ("history", "session", "last", "user", "item", "category", "content")
     crosses = ("history_cross", "session_cross", "last_cross")
-    return (*(name for name in names if present.get(name, True)), *crosses, "retrieved")
+    return (*(name for name in names if present.get(name, True)), *crosses)
 
 
 class COLDNet(nn.Module):
@@ -59,7 +57,8 @@ class COLDNet(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (first,))
         self.gate_bias = self.param("gate_bias", nn.initializers.zeros, (len(self.groups),))
         self.layers = [nn.Dense(width, name=f"layer_{i}") for i, width in enumerate(rest, 1)]
-        self.out = nn.Dense(1, name="out")
+        # No bias: what all items of a request get is no evidence.
+        self.out = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name="out")
 
     def __call__(self, catalogue: Catalogue, batch: Batch, items: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Scores [B, C] of the items int32 [B, C], and the gates [B, C, G]."""
@@ -70,7 +69,7 @@ class COLDNet(nn.Module):
         h = nn.relu(h + self.bias[None, None])
         for layer in self.layers:
             h = nn.relu(layer(h))
-        return self.out(h)[..., 0], jnp.broadcast_to(gates, (*items.shape, len(self.groups)))
+        return batch["retrieved"] + self.out(h)[..., 0], jnp.broadcast_to(gates, (*items.shape, len(self.groups)))
 
     def features(self, catalogue: Catalogue, batch: Batch, items: jax.Array) -> dict[str, jax.Array]:
         """Every group's vector, [B, C, .], of the user alone [B, 1, .]."""
@@ -88,7 +87,7 @@ class COLDNet(nn.Module):
         of_item = {"item": own, "category": of_category, "content": of_content}
         crosses = {f"{name}_cross": value * e for name, value in of_user.items()}
         user = {"user": self.users(batch["user_features"])[:, None]} if "user" in self.groups else {}
-        return of_user | user | of_item | crosses | {"retrieved": batch["retrieved"][..., None]}
+        return of_user | user | of_item | crosses
 
 
 @dataclasses.dataclass(frozen=True)

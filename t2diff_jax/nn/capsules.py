@@ -13,6 +13,22 @@ def squash(z: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return z * square / (1 + square) * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
+def route_normed(
+    votes: Float[Array, "B L K D"],
+    start: Float[Array, "#B P L K"],
+    sees: Bool[Array, "B P L"],
+    active: Bool[Array, "B P K"],
+    iterations: int,
+) -> Float[Array, "B P K D"]:
+    """`route` for votes as long as normed vectors, sqrt(D), and interests that may become so long.
+
+    Routing itself is made for lengths about 1: longer votes settle it after one iteration, and interests that are never
+    longer than 1 leave the scores of all items nearly alike.
+    """
+    scale = votes.shape[-1] ** 0.5
+    return scale * route(votes / scale, start, sees, active, iterations)
+
+
 def route(
     votes: Float[Array, "B L K D"],
     start: Float[Array, "#B P L K"],
