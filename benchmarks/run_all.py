@@ -20,6 +20,7 @@ COMMANDS = {
     "startup.py": ([], []),
     "user_latency.py": ([], []),
     "user_latency.py --dim 64": ([], []),
+    "models.py": ([], ["--small", "--models", "mind", "--rounds", "1"]),
     "scan.py": ([], ["--items", "100000", "--rounds", "2"]),
     "disk_scan.py": ([], ["--items", "2000000"]),
     "ingestion.py": ([], ["--rows", "2000000"]),

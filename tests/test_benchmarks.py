@@ -19,6 +19,7 @@ SMALL = {
     "ingestion.py": "--rows 2000 --kind csv",
     "softmax_crossover.py": "--config quickstart --items 300 --batch 2 --negatives 16 --rounds 1",
     "scan.py": "--items 2000 --users 8 --k 5 --block 512 --rounds 1 --size 64",
+    "models.py": "--small --models mind --rounds 1 --users 4",
     "catalogue_size.py": "--items 500 --dense 500 --batch 8 --negatives 16 --rounds 1",
 }
 

@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/mtmi.py --config.data.path=DIR --workdir runs/mtmi
 
-Not run to its end yet; validation NDCG@10 at step 1,500 .137.
+15 minutes. Test, seed 0 (commit 3c71760): HR@10 .268, NDCG@10 .149.
 """
 
 from configs import ml1m_loo
