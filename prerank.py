@@ -20,7 +20,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the retriever's run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "The retriever's checkpoint; the best by validation if not given.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "The targets; for choices validation: half of its users.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "validation"], "The targets; for choices validation: half of its users."
+)
 
 
 def main(argv: list[str]) -> None:
