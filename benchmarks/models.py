@@ -50,7 +50,7 @@ def configs() -> dict[str, ConfigDict]:
 def prepared(values: ConfigDict, users: int, small: bool) -> tuple[int, Calls]:
     """Parameters of the model, and its compiled calls: a training step, and the user vectors of a batch."""
     values.data.source = "synthetic"
-    values.data.synthetic.update(dict(n_users=300, n_items=3416, mean_length=165))
+    values.data.synthetic.update(dict(n_users=2000, n_items=3416, mean_length=165))
     if small:
         values.data.update(dict(window=16))
         values.data.synthetic.update(dict(n_users=60, n_items=50, mean_length=20))

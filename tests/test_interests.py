@@ -83,6 +83,19 @@ def test_the_user_is_what_the_last_place_has(model):
     assert mask[:, 0].all()
 
 
+@pytest.mark.parametrize("name", ["mind", "comirec_sa", "comirec_dr"])
+@pytest.mark.parametrize("last", [4, 0])
+def test_a_user_is_served_from_the_latest_alone(name, last):
+    """And is what the last place of the whole window has, with the sketch of all of it."""
+    retriever = make(name, model__interests__last=last, model__interests__number=2)
+    variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
+    net, params = retriever.net, {"params": variables["params"]}
+    users, _ = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))(BATCH)
+    x = net.apply(params, BATCH["history"], CATALOGUE, method="embed")
+    everywhere = quick_jit(lambda x: net.apply(params, x, BATCH, deterministic=True, method="user"))(x)
+    np.testing.assert_allclose(users, everywhere[:, -1], rtol=1e-5, atol=1e-6)
+
+
 def test_no_place_sees_a_later_behaviour(model):
     before, _ = map(np.asarray, model.everywhere(model.variables, BATCH))
     for j in range(VALID.shape[1]):
@@ -269,7 +282,7 @@ def test_comirec_by_routing_by_hand():
 def test_mind_by_hand():
     """The first logits are the same for the same distance, in whatever window and at whatever place."""
     p, x, batch, found = run("mind", last=8)
-    start = np.asarray(jax.random.normal(rng.stream(0, "routing"), (K, 6))).T
+    start = np.asarray(jax.random.normal(rng.stream(0, "routing"), (K, 8))).T
     tower = p["tower"]
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
         votes = reference.dense(p["shared_map"], x[b])[:, None].repeat(K, axis=1)

@@ -29,12 +29,13 @@ class DATNet(TwoTowerNet):
         # The last row stands for all users whose id is not known.
         self.augmented_users = self.param("augmented_users", init, (self.sizes.users + 1, m.dim))
 
-    def user_inputs(self, x: jax.Array, batch: Batch) -> jax.Array:
-        """[user features ; a_u] and, with `model.dat.behaviours`, the means of behaviours; [B, L, F]."""
+    def user_inputs(self, first: int, x: jax.Array, batch: Batch) -> jax.Array:
+        """[user features ; a_u] and, with `model.dat.behaviours`, the means of behaviours; [B, P, F]."""
         known = self.user_augmentation(batch)[:, None]
-        parts = [jnp.broadcast_to(known, (*batch["history"].shape, known.shape[-1])), *self.profile(batch)]
+        places = batch["history"][:, first:].shape
+        parts = [jnp.broadcast_to(known, (*places, known.shape[-1])), *self.profile(first, batch)]
         if self.model.dat.behaviours:
-            parts += self.behaviours(x, batch)
+            parts += self.behaviours(first, x, batch)
         return jnp.concatenate(parts, axis=-1)
 
     def user_augmentation(self, batch: Batch) -> jax.Array:

@@ -30,7 +30,18 @@ class InterestNet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The K vectors, user features added to each, float32 [B, L, K, U]."""
-        users = self.interests(self.item_norm(x), batch, deterministic=deterministic).astype(jnp.float32)
+        return self.with_profile(self.interests(self.item_norm(x), batch, deterministic=deterministic), x, batch)
+
+    def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """Those of the last place, [B, 1, K, U]: made of the latest behaviours alone."""
+        last = self.model.interests.last
+        near = {**batch, "history": batch["history"][:, -last:]}
+        users = self.interests(self.item_norm(x[:, -last:]), near, deterministic=True)
+        return self.with_profile(users[:, -1:], x, batch)
+
+    def with_profile(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+        """The interests [B, P, K, D] of the last P places with user features and sketch, float32 [B, P, K, U]."""
+        users = users.astype(jnp.float32)
         if self.sizes.user_features:
             users = users + self.user_out(self.users(batch["user_features"]))[:, None, None]
         return self.with_sketch(users, x, batch)

@@ -18,7 +18,8 @@ class MINDNet(InterestNet):
     def make_encoder(self) -> nn.Module:
         """The routing and what follows it."""
         m = self.model
-        return BehaviourToInterest(m.interests.number, m.interests.iterations, m.hidden, m.dropout, jnp.dtype(m.dtype))
+        i, dtype = m.interests, jnp.dtype(m.dtype)
+        return BehaviourToInterest(i.number, i.last, i.iterations, m.hidden, m.dropout, dtype)
 
     def interests(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[B, L, K, D]."""
@@ -37,6 +38,7 @@ class BehaviourToInterest(nn.Module):
     """Votes S e_i, the same for all interests: fixed random first logits, by distance in places, tell these apart."""
 
     number: int
+    last: int
     iterations: int
     hidden: int
     dropout: float
@@ -48,8 +50,8 @@ class BehaviourToInterest(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         votes = nn.Dense(width, use_bias=False, dtype=self.dtype, name="shared_map")(x).astype(jnp.float32)
         votes = jnp.broadcast_to(votes[:, :, None], (*votes.shape[:2], self.number, width))
-        drawn = jax.random.normal(rng.stream(0, "routing"), (self.number, length)).T
-        distance = jnp.maximum(jnp.arange(length)[:, None] - jnp.arange(length)[None], 0)
+        drawn = jax.random.normal(rng.stream(0, "routing"), (self.number, self.last or length)).T
+        distance = jnp.clip(jnp.arange(length)[:, None] - jnp.arange(length)[None], 0, len(drawn) - 1)
         capsules = route_normed(votes, drawn[distance][None], sees, active, self.iterations)
         tower = Tower(self.hidden, width, self.dropout, self.dtype, name="tower")
         return tower(capsules, deterministic=deterministic)

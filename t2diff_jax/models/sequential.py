@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import LossConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding, next_items, step_items
-from t2diff_jax.models.visible import causal_mask
+from t2diff_jax.models.visible import latest
 from t2diff_jax.nn.embeddings import UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
@@ -73,6 +73,10 @@ class SequentialNet(nn.Module):
         h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
         return self.user_of_states(h, x, batch)
 
+    def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """Of these the vectors of the last place, [B, 1, M, U]; models that need no other place make no other."""
+        return self.user(x, batch, deterministic=True)[:, -1:]
+
     def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
         """User vectors [B, L, M, U] of the encoder's states h [B, L, D]; x: e(i) of the behaviours."""
         h = h.astype(jnp.float32)
@@ -84,10 +88,10 @@ class SequentialNet(nn.Module):
         return self.with_sketch(users, x, batch)
 
     def with_sketch(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
-        """The users [B, L, M, .] and, if there is one, the history sketch of each [B, L, M, U]."""
+        """The users of the last P places [B, P, M, .] and, if there is one, the history sketch of each [B, P, M, U]."""
         if not self.model.sketch_dim:
             return users
-        scored, causal = self.scored(x, batch["history"]), causal_mask(batch)
+        scored, causal = self.scored(x, batch["history"]), latest(batch, 0, x.shape[1] - users.shape[1])
         each = [self.sketch(users[:, :, m], scored, batch["history"], causal) for m in range(users.shape[2])]
         return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
 
@@ -121,8 +125,8 @@ class Sequential:
         """The vectors after the last behaviour, [B, M, U]; the key is not used."""
         params = {"params": variables["params"]}
         x = self.net.apply(params, batch["history"], catalogue, method="embed")
-        users = self.net.apply(params, x, batch, deterministic=True, method="user")
-        return users[:, -1], jnp.ones(users[:, -1].shape[:2], bool)
+        users = self.net.apply(params, x, batch, method="last_user")[:, 0]
+        return users, jnp.ones(users.shape[:2], bool)
 
     def encode_items(self, variables: Variables, catalogue: Catalogue) -> jax.Array:
         """Scored vectors of every row, [R, U]."""

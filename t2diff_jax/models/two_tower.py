@@ -29,27 +29,35 @@ class TwoTowerNet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The vector of each user tower after every behaviour, float32 [B, L, M, U]."""
-        users = self.directed(self.encoder(self.user_inputs(x, batch), deterministic=deterministic))
+        return self.users_from(0, x, batch, deterministic=deterministic)
+
+    def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """Those of the last place alone, [B, 1, M, U]."""
+        return self.users_from(x.shape[1] - 1, x, batch, deterministic=True)
+
+    def users_from(self, first: int, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
+        """Those of the places first.., [B, P, M, U]."""
+        users = self.directed(self.encoder(self.user_inputs(first, x, batch), deterministic=deterministic))
         if self.model.two_tower.temperature:
             users = users / self.model.two_tower.temperature
         return self.with_sketch(users, x, batch)
 
-    def user_inputs(self, x: jax.Array, batch: Batch) -> jax.Array:
-        """What a user tower reads at every place, [B, L, F]; x: e(i) of the behaviours."""
-        return jnp.concatenate([*self.behaviours(x, batch), *self.profile(batch)], axis=-1)
+    def user_inputs(self, first: int, x: jax.Array, batch: Batch) -> jax.Array:
+        """What a user tower reads at the places first.., [B, P, F]; x: e(i) of the behaviours."""
+        return jnp.concatenate([*self.behaviours(first, x, batch), *self.profile(first, batch)], axis=-1)
 
-    def behaviours(self, x: jax.Array, batch: Batch) -> list[jax.Array]:
-        """The means of history and session at every place, [B, L, D] each."""
-        past, session = past_and_session(self.model, batch, 0)
+    def behaviours(self, first: int, x: jax.Array, batch: Batch) -> list[jax.Array]:
+        """The means of history and session at the places first.., [B, P, D] each."""
+        past, session = past_and_session(self.model, batch, first)
         x = self.item_norm(x)
         return [mean_of(x, past), mean_of(x, session)]
 
-    def profile(self, batch: Batch) -> list[jax.Array]:
-        """Embedded user features at every place [B, L, E], where there are any."""
+    def profile(self, first: int, batch: Batch) -> list[jax.Array]:
+        """Embedded user features at the places first.., [B, P, E], where there are any."""
         if not self.sizes.user_features:
             return []
         features = self.users(batch["user_features"])[:, None]
-        return [jnp.broadcast_to(features, (*batch["history"].shape, features.shape[-1]))]
+        return [jnp.broadcast_to(features, (*batch["history"][:, first:].shape, features.shape[-1]))]
 
     def scored(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
         """The item tower, [..., D]."""
