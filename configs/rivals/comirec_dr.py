@@ -2,7 +2,8 @@
 
 python train.py --config configs/rivals/comirec_dr.py --config.data.path=DIR --workdir runs/comirec_dr
 
-Not run yet.
+30 minutes. Test, seed 0, the tree of commit c16ed27 with its capsules in the units of commit 0525efd: HR@10 .192,
+NDCG@10 .106.
 """
 
 from configs import ml1m_loo

@@ -2,7 +2,8 @@
 
 python train.py --config configs/rivals/diffurec.py --config.data.path=DIR --workdir runs/diffurec
 
-Not run to its end since user vectors have the units that they have; published, seen items not excluded: HR@10 .263.
+Test, seed 0, seen items not excluded, the history sketch, one call (commit d257c2a): HR@10 .288, NDCG@10 .165;
+published .263, .148.
 """
 
 from configs import ml1m_loo
