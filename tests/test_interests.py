@@ -84,10 +84,9 @@ def test_the_user_is_what_the_last_place_has(model):
 
 
 @pytest.mark.parametrize("name", ["mind", "comirec_sa", "comirec_dr"])
-@pytest.mark.parametrize("last", [4, 0])
-def test_a_user_is_served_from_the_latest_alone(name, last):
+def test_a_user_is_served_from_the_latest_alone(name):
     """And is what the last place of the whole window has, with the sketch of all of it."""
-    retriever = make(name, model__interests__last=last, model__interests__number=2)
+    retriever = make(name, model__interests__last=4, model__interests__number=2)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
     net, params = retriever.net, {"params": variables["params"]}
     users, _ = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))(BATCH)
