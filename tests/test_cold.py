@@ -226,21 +226,20 @@ def trained(pre, learning, later):
 def test_what_was_best_on_later_requests_stays():
     """With many steps at a high rate the loss there rises again: what is kept is no worse than after the first look."""
     losses = {}
-    for steps in (10, 40):
+    for steps in (10, 20):
         pre, log = logged_by_hand(cold__steps=steps, cold__check_every=10, cold__learning_rate=0.05)
         variables, losses[steps], _ = trained(pre, log.at(np.arange(200)), log.at(np.arange(200, 300)))
         items = pre.retriever_variables["params"]["items"]
         np.testing.assert_array_equal(variables["params"]["items"]["item_table"], items["item_table"])
-    assert losses[40] <= losses[10] + 1e-6
+    assert losses[20] <= losses[10] + 1e-6
 
 
 def test_where_nothing_learned_helps_the_retrievers_order_stays():
-    """Later requests in which the taken is the worst of what the logged ones teach."""
-    pre, log = logged_by_hand(cold__steps=30, cold__check_every=10, cold__learning_rate=0.05)
-    taken = pre.targets_of(log)
-    best = np.where(log.ids == taken[:, None], 5, 0).astype(np.float32)
-    _, loss, of_retriever = trained(pre, log, log._replace(scores=20 * best))
-    assert loss == of_retriever < 1e-3
+    """At a rate at which every step does harm, behind a retriever that likes the taken best."""
+    pre, log = logged_by_hand(cold__steps=20, cold__check_every=10, cold__learning_rate=3.0)
+    log = log._replace(scores=np.where(log.ids == pre.targets_of(log)[:, None], 2, 0).astype(np.float32))
+    _, loss, of_retriever = trained(pre, log.at(np.arange(200)), log.at(np.arange(200, 300)))
+    assert loss == of_retriever < 1
 
 
 @pytest.fixture(scope="module")
