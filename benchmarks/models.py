@@ -23,7 +23,7 @@ from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.batches import Windows, gather
 from t2diff_jax.sharding import put_batch
 
-OF_REFERENCE = "sasrec"
+REFERENCE = "sasrec"
 RIVALS = tuple(module.name for module in pkgutil.iter_modules(rivals.__path__))
 OURS = {
     "T2Diff": {},
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*OURS, *RIVALS], help="which of the rows")
     parser.add_argument("--small", action="store_true", help="toy sizes, to see that it runs")
     args = parser.parse_args()
-    chosen = {name: values for name, values in configs().items() if name in (*args.models, OF_REFERENCE)}
+    chosen = {name: values for name, values in configs().items() if name in (*args.models, REFERENCE)}
     models = {name: prepared(values, args.users, args.small) for name, values in chosen.items()}
     times = {(name, what): [] for name in models for what in ("step", "user")}
     for number in range(args.rounds):
@@ -92,9 +92,7 @@ def main() -> None:
     middle = {which: statistics.median(values) for which, values in times.items()}
     for name, (size, _) in models.items():
         step, user = middle[name, "step"], middle[name, "user"] / args.users
-        ratios = {
-            f"{what}_over_{OF_REFERENCE}": middle[name, what] / middle[OF_REFERENCE, what] for what in ("step", "user")
-        }
+        ratios = {f"{what}_over_{REFERENCE}": middle[name, what] / middle[REFERENCE, what] for what in ("step", "user")}
         emit("models", model=name, parameters=size, step_ms=step, user_ms=user, **ratios)
 
 

@@ -93,17 +93,18 @@ class PreRanking:
 
         The first are of the validation. Where that is measured itself, half of its users go to either.
         """
-        config, validation = self.experiment.config, _warm(self.experiment.split.validation)
-        draw = np.random.default_rng([config.seed, len(validation)])
-        measured, kept = _warm(getattr(self.experiment.split, split)), np.ones(len(validation), bool)
-        if split == "validation":
-            users = draw.permutation(np.unique(validation.users))
-            kept = np.isin(validation.users, users[: len(users) // 2])
-            measured = validation.at(~kept)
-        rows = np.flatnonzero(kept)
-        if not len(rows):
+        config, split_of = self.experiment.config, self.experiment.split
+        to_stop = _warm(split_of.validation)
+        draw = np.random.default_rng([config.seed, len(to_stop)])
+        if split == "test":
+            to_measure = _warm(split_of.test)
+        else:
+            users = draw.permutation(np.unique(to_stop.users))
+            first = np.isin(to_stop.users, users[: len(users) // 2])
+            to_stop, to_measure = to_stop.at(first), to_stop.at(~first)
+        if not len(to_stop):
             raise ConfigError("--split: all validation targets are of one user, who cannot stop and measure: use test")
-        return validation.at(np.sort(draw.permutation(rows)[: config.cold.later])), measured
+        return to_stop.at(np.sort(draw.permutation(len(to_stop))[: config.cold.later])), to_measure
 
     def train(self, groups: tuple[str, ...], learning: Candidates, later: Candidates) -> tuple[COLD, Variables]:
         """A pre-ranker of these groups of features, learned from logged candidates.
@@ -130,9 +131,14 @@ class PreRanking:
         return cold, {"params": best[2] | known}
 
     def _start(self, cold: COLD, example: tuple[Batch, jax.Array]) -> Any:
-        """The parameters that are to be learned."""
-        drawn = jax.jit(cold.init)(rng.stream(self.experiment.config.seed, "cold"), self.experiment.catalogue, *example)
-        return {name: value for name, value in drawn["params"].items() if name != "items"}
+        """The parameters that are to be learned: all but the item vectors, which are not even drawn."""
+
+        @jax.jit
+        def drawn(key: jax.Array, catalogue: Catalogue, batch: Batch, items: jax.Array) -> Any:
+            params = cold.init(key, catalogue, batch, items)["params"]
+            return {name: value for name, value in params.items() if name != "items"}
+
+        return drawn(rng.stream(self.experiment.config.seed, "cold"), self.experiment.catalogue, *example)
 
     def _training_batch(self, log: Candidates, step: int) -> tuple[Batch, jax.Array]:
         """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""

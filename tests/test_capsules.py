@@ -5,13 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 from model_cases import normal
 
-from t2diff_jax.nn.capsules import route, squash
+from t2diff_jax.nn import capsules
+from t2diff_jax.nn.capsules import squash
 
 B, P, L, K, D = 2, 3, 4, 3, 5
 VOTES, START = normal(0, B, L, K, D), normal(1, 1, P, L, K)
 SEES = np.random.default_rng(2).random((B, P, L)) < 0.7
 SEES[0, 0] = False
 ACTIVE = np.array([[[True, True, True], [True, True, False], [True, False, False]]] * B)
+
+
+def route(votes, *others):
+    """On votes as they are: routing works on those over sqrt(D), and gives interests times it."""
+    return capsules.route(D**0.5 * votes, *others) / D**0.5
 
 
 def test_squash_by_hand():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from t2diff_jax.models.interests import InterestNet
 from t2diff_jax.models.visible import latest
 from t2diff_jax.nn.attention import masked_softmax
-from t2diff_jax.nn.capsules import route_normed
+from t2diff_jax.nn.capsules import route
 from t2diff_jax.types import Batch
 
 
@@ -82,7 +82,7 @@ class InterestRouting(nn.Module):
         flat = votes.reshape(batch * length, near, self.number, width)
         seen = near_mask(sees, self.last).reshape(batch * length, 1, near)
         start = jnp.zeros((1, 1, near, self.number))
-        found = route_normed(flat, start, seen, active.reshape(batch * length, 1, self.number), self.iterations)
+        found = route(flat, start, seen, active.reshape(batch * length, 1, self.number), self.iterations)
         return found.reshape(batch, length, self.number, width)
 
 

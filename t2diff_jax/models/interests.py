@@ -34,9 +34,9 @@ class InterestNet(SequentialNet):
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
         """Those of the last place, [B, 1, K, U]: made of the latest behaviours alone."""
-        last = self.model.interests.last
-        near = {**batch, "history": batch["history"][:, -last:]}
-        users = self.interests(self.item_norm(x[:, -last:]), near, deterministic=True)
+        near = latest_part(batch, self.model.interests.last)
+        x_near = x[:, -near["history"].shape[1] :]
+        users = self.interests(self.item_norm(x_near), near, deterministic=True)
         return self.with_profile(users[:, -1:], x, batch)
 
     def with_profile(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
@@ -56,7 +56,7 @@ class MultiInterest(Sequential):
     ) -> tuple[jax.Array, jax.Array]:
         """The vectors after the last behaviour, [B, K, U], and which of them there are; the key is not used."""
         users, _ = super().encode_user(variables, catalogue, batch, key)
-        return users, self._active(variables, batch)[:, -1]
+        return users, self._active(variables, latest_part(batch, self.model.interests.last))[:, -1]
 
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
@@ -84,6 +84,11 @@ class MultiInterest(Sequential):
 
     def _active(self, variables: Variables, batch: Batch) -> jax.Array:
         return self.net.apply({"params": variables["params"]}, batch, method="active")
+
+
+def latest_part(batch: Batch, last: int) -> Batch:
+    """The batch with the last `last` places of its windows alone; 0: as it is."""
+    return {**batch, "history": batch["history"][:, -last:]}
 
 
 def label_aware(users: jax.Array, active: jax.Array, wanted: jax.Array, power: float) -> jax.Array:

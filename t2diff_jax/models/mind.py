@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from t2diff_jax import rng
 from t2diff_jax.models.interests import InterestNet
 from t2diff_jax.models.visible import latest
-from t2diff_jax.nn.capsules import route_normed
+from t2diff_jax.nn.capsules import route
 from t2diff_jax.nn.towers import Tower
 from t2diff_jax.types import Batch
 
@@ -52,6 +52,6 @@ class BehaviourToInterest(nn.Module):
         votes = jnp.broadcast_to(votes[:, :, None], (*votes.shape[:2], self.number, width))
         drawn = jax.random.normal(rng.stream(0, "routing"), (self.number, self.last or length)).T
         distance = jnp.clip(jnp.arange(length)[:, None] - jnp.arange(length)[None], 0, len(drawn) - 1)
-        capsules = route_normed(votes, drawn[distance][None], sees, active, self.iterations)
+        capsules = route(votes, drawn[distance][None], sees, active, self.iterations)
         tower = Tower(self.hidden, width, self.dropout, self.dtype, name="tower")
         return tower(capsules, deterministic=deterministic)

@@ -13,22 +13,6 @@ def squash(z: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return z * square / (1 + square) * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
-def route_normed(
-    votes: Float[Array, "B L K D"],
-    start: Float[Array, "#B P L K"],
-    sees: Bool[Array, "B P L"],
-    active: Bool[Array, "B P K"],
-    iterations: int,
-) -> Float[Array, "B P K D"]:
-    """`route` for votes as long as normed vectors, sqrt(D), and interests that may become so long.
-
-    Routing itself is made for lengths about 1: longer votes settle it after one iteration, and interests that are never
-    longer than 1 leave the scores of all items nearly alike.
-    """
-    scale = votes.shape[-1] ** 0.5
-    return scale * route(votes / scale, start, sees, active, iterations)
-
-
 def route(
     votes: Float[Array, "B L K D"],
     start: Float[Array, "#B P L K"],
@@ -42,6 +26,10 @@ def route(
     sum of w times the votes; b grows by the product of vote and interest. Only the last iteration has a gradient. What
     is not active, or sees nothing, is zero.
 
+    Routing is made for lengths about 1: longer votes would settle it after one iteration, and interests that are never
+    longer than 1 would leave the scores of all items nearly alike. So it works on votes over sqrt(D), the length of
+    normed vectors, and interests may become as long as these.
+
     start: the first b. Where the votes for all interests are alike it must differ between them, or they stay alike.
     """
 
@@ -49,9 +37,11 @@ def route(
         shares = masked_softmax(b, active[:, :, None]) * sees[..., None]
         return squash(jnp.einsum("bplk,blkd->bpkd", shares, votes))
 
+    scale = votes.shape[-1] ** 0.5
+    votes = votes / scale
     still = jax.lax.stop_gradient(votes)
     # Where the start is a constant the compiler would work out the first shares itself, which doubles its time.
     b = jnp.broadcast_to(jax.lax.optimization_barrier(start), (*sees.shape, votes.shape[2]))
     for _ in range(iterations - 1):
         b = b + jnp.einsum("bpkd,blkd->bplk", interests(b, still), still)
-    return interests(b, votes)
+    return scale * interests(b, votes)
