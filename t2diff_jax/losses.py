@@ -26,10 +26,13 @@ def full_softmax(
     evenly over the allowed items. A target that is not among them gives +inf.
     """
     logits = jnp.einsum("qmu,ru->qmr", users, table, preferred_element_type=jnp.float32)
+    # By itself, not out of the logits: the way back would put a [Q, M, R] array together from one place a row.
+    positive = jnp.einsum("qmu,qu->qm", users, table[targets], preferred_element_type=jnp.float32)
     if merge == "max":
-        logits = logits.max(axis=1, keepdims=True)
+        logits, positive = (a.max(axis=1, keepdims=True) for a in (logits, positive))
     logits = jnp.where(allowed[:, None], logits, -jnp.inf)
-    positive = jnp.take_along_axis(logits, targets[:, None, None], axis=-1)[..., 0]
+    possible = jnp.take_along_axis(jnp.broadcast_to(allowed, (len(users), len(table))), targets[:, None], axis=1)
+    positive = jnp.where(possible, positive, -jnp.inf)
     if label_smoothing:
         mean = jnp.where(allowed[:, None], logits, 0).sum(axis=-1) / allowed.sum(axis=-1, keepdims=True)
         positive = (1 - label_smoothing) * positive + label_smoothing * mean

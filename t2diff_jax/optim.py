@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
 from t2diff_jax.config import OptimConfig
+from t2diff_jax.muon import is_kernel, scale_by_stacked_muon
 from t2diff_jax.sharding import has_item_rows
 
 _UPDATE_SIZE = 0.2  # root mean square of a Muon update over the learning rate, near AdamW's (Liu et al. 2025)
@@ -28,25 +28,52 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm (where on), then AdamW (Adam where `weight_decay` is 0).
 
-    With `optim.kernels` = muon the kernels of all layers take Muon's steps (Jordan 2024) at the same learning rate:
-    momentum with its singular values brought to 1. Tables, biases and scales stay with AdamW, there with Nesterov's
-    momentum.
+    With `optim.kernels` = muon the kernels of all layers take Muon's steps (`muon`) at the same learning rate. Tables,
+    biases and scales stay with AdamW, there with Nesterov's momentum.
 
     With `optim.tables` = adagrad what has a row per item takes the steps of row-wise Adagrad instead.
     """
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate, decay = learning_rate(config, steps), config.weight_decay
-    if config.kernels == "adam":
-        rest = optax.adamw(rate, weight_decay=decay)
-    else:
-        args = dict(weight_decay=decay, adam_weight_decay=decay, consistent_rms=_UPDATE_SIZE)
-        rest = muon(rate, muon_weight_dimension_numbers=kernel_axes, **args)
-    if config.tables == "adam":
-        return optax.chain(*clip, rest)
-    scale = config.table_rate / config.learning_rate
-    own_rate = optax.scale_by_learning_rate(lambda step: scale * rate(step))
-    tables = optax.chain(scale_by_row_adagrad(), optax.add_decayed_weights(decay), own_rate)
-    return optax.chain(*clip, optax.partition({"tables": tables, "rest": rest}, _tables_and_rest))
+    rules = {"rest": optax.adamw(rate, weight_decay=decay, nesterov=config.kernels == "muon")}
+    if config.kernels == "muon":
+        rules["kernels"] = _decayed(optax.chain(scale_by_stacked_muon(), optax.scale(_UPDATE_SIZE)), decay, rate)
+    if config.tables == "adagrad":
+        scale = config.table_rate / config.learning_rate
+        rules["tables"] = _decayed(scale_by_row_adagrad(), decay, lambda step: scale * rate(step))
+
+    def rule_of(path: tuple, leaf: Any) -> str:
+        named = "tables" if has_item_rows(path, leaf) else "kernels" if is_kernel(path, leaf) else "rest"
+        return named if named in rules else "rest"
+
+    by_rule = optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(rule_of, params))
+    return optax.chain(clip_by_norm(config.clip_norm), by_rule) if config.clip_norm else by_rule
+
+
+def _decayed(
+    tx: optax.GradientTransformation, decay: float, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    return optax.chain(tx, optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate))
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Norm of all entries of a tree of the parameters' shapes, float32 scalar.
+
+    Whatever has no row per item is laid end to end first: one sum in place of a hundred.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    tables = [leaf for path, leaf in leaves if has_item_rows(path, leaf)]
+    small = [leaf.reshape(-1) for path, leaf in leaves if not has_item_rows(path, leaf)]
+    return optax.tree.norm([*tables, jnp.concatenate(small)] if small else tables)
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Updates whose `global_norm` is over `most` are scaled down to it."""
+
+    def update(updates: Any, state: optax.EmptyState, _params: Any = None) -> tuple[Any, optax.EmptyState]:
+        norm = global_norm(updates)
+        return jax.tree.map(lambda g: jnp.where(norm < most, g, g / norm * most), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 class RowAdagradState(NamedTuple):
@@ -76,24 +103,3 @@ def scale_by_row_adagrad() -> optax.GradientTransformation:
         return jax.tree.map(scaled, updates, squares), RowAdagradState(squares)
 
     return optax.GradientTransformation(init, update)
-
-
-def _tables_and_rest(params: Any) -> Any:
-    def label(path: tuple, leaf: Any) -> str:
-        return "tables" if has_item_rows(path, leaf) else "rest"
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def kernel_axes(params: Any) -> Any:
-    """Of every kernel which axes go in and which come out, as a linear map; None for all other parameters."""
-
-    def axes(path: tuple, leaf: Any) -> MuonDimensionNumbers | None:
-        *_, layer, name = ("", *(entry.key for entry in path))
-        if name != "kernel" or leaf.ndim < 2:
-            return None
-        # Query, key and value split what comes out into heads; any other kernel has its one output axis at the end.
-        inputs = 1 if layer.split("_")[0] in ("query", "key", "value") else leaf.ndim - 1
-        return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
-
-    return jax.tree_util.tree_map_with_path(axes, params)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from t2diff_jax import rng
 from t2diff_jax.config import LossConfig
 from t2diff_jax.negatives import with_negatives
+from t2diff_jax.optim import global_norm
 from t2diff_jax.sharding import batch_sharding, replicated, row_sharding
 from t2diff_jax.touched_rows import on_touched_rows
 from t2diff_jax.train_state import TrainState
@@ -45,7 +46,7 @@ def train_step(
         # Early on the average follows fast: it must not remember the random start.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, ema, 1 - decay)
-    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(gradient)}
+    metrics = {"loss": loss, **metrics, "grad_norm": global_norm(gradient)}
     return TrainState(state.step + 1, params, opt_state, ema, stats, state.frequencies), metrics
 
 

@@ -14,7 +14,7 @@ PARTS = [
     {"nn"},
     {"seen", "blocked_softmax", "losses", "metrics", "repel"},
     {"models"},
-    {"retrieval", "hopper", "search", "optim", "negatives", "touched_rows", "train_state", "train_step"},
+    {"retrieval", "hopper", "search", "muon", "optim", "negatives", "touched_rows", "train_state", "train_step"},
     {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
     {"experiment"},
     {"loop", "final", "explain", "results", "dry_run", "command_line", "preranking"},

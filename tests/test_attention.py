@@ -18,6 +18,7 @@ from t2diff_jax.nn.attention import (
     lag_bucket,
     masked_softmax,
     rotate,
+    softmax_beside,
 )
 
 B, L, D = 3, 5, 4
@@ -64,6 +65,35 @@ def test_masked_softmax_gradients_are_finite(scale):
 
     gradient = quick_jit(jax.grad(total))(scale * jnp.array([[1.0, -2.0, 3.0]] * 2))
     assert np.isfinite(gradient).all() and not np.any(gradient[1]) and gradient[0, 1] == 0
+
+
+def test_softmax_beside_by_hand():
+    """Shares 1 : 2 : 5, of which the masked one is none: own 5/6 beside 1/6; alone, where all others are masked, 1."""
+    logits = jnp.log(jnp.array([[1.0, 2.0], [1.0, 2.0]]))
+    mask = jnp.array([[True, False], [False, False]])
+    weights, own = softmax_beside(logits, mask, jnp.log(jnp.array([5.0, 5.0])))
+    np.testing.assert_allclose(weights, [[1 / 6, 0], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(own, [5 / 6, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_softmax_beside_is_the_softmax_of_both_side_by_side(scale):
+    """With its gradient, also where scores are far apart and where nothing but the own one is left."""
+    logits, own, tilt = scale * normal(0, 3, 4, 5), scale * normal(1, 3, 4), normal(2, 3, 4, 6)
+    mask = jnp.asarray((normal(3, 3, 1, 5) > 0) & (np.arange(3) > 0)[:, None, None])
+
+    def beside(logits, own):
+        weights, last = softmax_beside(logits, mask, own)
+        return (jnp.concatenate([weights, last[..., None]], axis=-1) * tilt).sum()
+
+    def joined(logits, own):
+        allowed = jnp.concatenate([jnp.broadcast_to(mask, logits.shape), jnp.ones((3, 4, 1), bool)], axis=-1)
+        return (masked_softmax(jnp.concatenate([logits, own[..., None]], axis=-1), allowed) * tilt).sum()
+
+    found, expected = (jax.value_and_grad(f, argnums=(0, 1))(logits, own) for f in (beside, joined))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.isfinite(a).all()
 
 
 def test_self_attention_against_numpy():

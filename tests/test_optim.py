@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
-from model_cases import SIZES, make_batch, make_catalogue, normal, small_config
+from model_cases import normal
 
 from configs import base
 from t2diff_jax.config import OptimConfig
-from t2diff_jax.config_rules import MODELS
 from t2diff_jax.config_values import from_mapping
-from t2diff_jax.models import build_retriever
-from t2diff_jax.optim import kernel_axes, learning_rate, make_optimizer, scale_by_row_adagrad
+from t2diff_jax.optim import global_norm, learning_rate, make_optimizer, scale_by_row_adagrad
 
 
 def optim(**changes) -> OptimConfig:
@@ -160,47 +157,32 @@ def test_weight_decay_is_the_same_for_both():
         np.testing.assert_allclose(got, -0.5 * 0.1 * p, atol=1e-5)
 
 
-def test_kernels_are_maps_from_inputs_to_outputs():
-    """Heads are outputs of query, key and value and inputs of what mixes them; a convolution's taps are inputs."""
-    shapes = {
-        "query": {"kernel": (8, 2, 4), "bias": (2, 4)}, "out": {"kernel": (2, 4, 8)}, "conv": {"kernel": (3, 8, 6)},
-        "dense": {"kernel": (8, 6)}, "item_table": (9, 8),
-    }  # fmt: skip
-    found = kernel_axes(jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple)))
-    assert found["query"]["kernel"] == ((0,), (1, 2)) and found["dense"]["kernel"] == ((0,), (1,))
-    assert found["out"]["kernel"] == found["conv"]["kernel"] == ((0, 1), (2,))
-    assert found["query"]["bias"] is None and found["item_table"] is None
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_kernel_of_a_model_is_a_whole_map(name):
-    """What comes out of it is what its bias is added to, and what goes in is the rest."""
-    retriever = build_retriever(small_config(model__name=name), SIZES)
-    params = jax.eval_shape(retriever.init, jax.random.key(0), make_catalogue(), make_batch())["params"]
-    found, shapes = traverse_util.flatten_dict(kernel_axes(params)), traverse_util.flatten_dict(params)
-    kernels = {path: leaf for path, leaf in shapes.items() if path[-1] == "kernel"}
-    assert kernels and {path for path, axes in found.items() if axes is not None} == set(kernels)
-    for path, kernel in kernels.items():
-        inputs, outputs = found[path].reduction_axis, found[path].output_axis
-        assert (*inputs, *outputs) == tuple(range(kernel.ndim)), path
-        if (bias := shapes.get((*path[:-1], "bias"))) is not None:
-            assert tuple(kernel.shape[axis] for axis in outputs) == bias.shape, path
-
-
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 0.2), (50.0, 1.0), (0.0, 1.0)])
 def test_gradients_are_clipped_by_their_global_norm(clip, scale):
     tx = make_optimizer(optim(clip_norm=clip), 10)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     _, state = tx.update({"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}, tx.init(params), params)
-    first_moment = next(s.mu for s in jax_leaves_with_moments(state))
-    np.testing.assert_allclose(first_moment["a"], [0.3 * scale, 0], rtol=1e-5)  # (1 - b1) times the clipped gradient
-    np.testing.assert_allclose(first_moment["b"], [0.4 * scale], rtol=1e-5)
+    (adam,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "nu")) if hasattr(s, "nu"))
+    np.testing.assert_allclose(adam.mu["a"], [0.3 * scale, 0], rtol=1e-5)  # (1 - b1) times the clipped gradient
+    np.testing.assert_allclose(adam.mu["b"], [0.4 * scale], rtol=1e-5)
 
 
-def jax_leaves_with_moments(state):
-    """The Adam states inside a chain's state."""
-    if hasattr(state, "mu"):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from jax_leaves_with_moments(part)
+@pytest.mark.parametrize("kernels", ["adam", "muon"])
+def test_clipping_is_optax(kernels):
+    """Of tables, kernels and vectors together; and a gradient of zeros stays zeros."""
+    gradients = {
+        "items": {"item_table": jnp.asarray(normal(1, 6, 4))},
+        "layer": {"kernel": jnp.asarray(normal(2, 4, 3)), "bias": jnp.asarray(normal(3, 3))},
+    }
+    np.testing.assert_allclose(global_norm(gradients), optax.tree.norm(gradients), rtol=1e-6)
+    own, plain = (make_optimizer(optim(clip_norm=c, kernels=kernels, warmup=0), 10) for c in (0.7, 0.0))
+    theirs = optax.chain(optax.clip_by_global_norm(0.7), plain)
+    nothing = jax.tree.map(jnp.zeros_like, gradients)
+    found = []
+    for tx in (own, theirs):
+        first, state = tx.update(gradients, tx.init(gradients), gradients)
+        found.append(
+            (first, tx.update(nothing, state, gradients)[0], tx.update(nothing, tx.init(gradients), gradients)[0])
+        )
+    for got, expected in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-7)

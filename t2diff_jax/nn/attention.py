@@ -17,6 +17,20 @@ def masked_softmax(logits: Float[Array, "... J"], mask: Bool[Array, "... J"]) ->
     return jnp.where(mask, weights, 0)
 
 
+def softmax_beside(
+    logits: Float[Array, "*H J"], mask: Bool[Array, "*#H J"], own: Float[Array, "*H"]
+) -> tuple[Float[Array, "*H J"], Float[Array, "*H"]]:
+    """Softmax in float32 over the unmasked logits and one more, `own`, which always counts: (weights, own weight).
+
+    As over both side by side, but no array of J + 1 entries is made: its rows would not begin where memory is read.
+    """
+    logits, own = jnp.where(mask, logits.astype(jnp.float32), -jnp.inf), own.astype(jnp.float32)
+    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1), own))
+    weights, own = jnp.exp(logits - top[..., None]), jnp.exp(own - top)
+    total = weights.sum(axis=-1) + own
+    return weights / total[..., None], own / total
+
+
 def rotate(x: Float[Array, "B L H E"]) -> Float[Array, "B L H E"]:
     """Rotary positions (Su et al. 2021): turns pair (e, e + E/2) of the vector at place l from the right end by -l w_e.
 
@@ -134,12 +148,10 @@ class SlotAttention(nn.Module):
         # A slot's product with itself has distance 0: it is the same with and without rotation.
         turned = (rotate(q), rotate(k)) if self.rotary else (q, k)
         others = jnp.einsum("bphe,blhe->bhpl", *turned)
-        own = jnp.einsum("bphe,bphe->bhp", q, key(slots))[..., None]
-        allowed = jnp.broadcast_to(mask[:, None], others.shape)
-        allowed = jnp.concatenate([allowed, jnp.ones_like(own, bool)], axis=-1)
-        weights = masked_softmax(jnp.concatenate([others, own], axis=-1), allowed).astype(dtype)
-        mixed = jnp.einsum("bhpl,blhe->bphe", weights[..., :-1], value(behaviours))
-        mixed = mixed + jnp.einsum("bhp,bphe->bphe", weights[..., -1], value(slots))
+        own = jnp.einsum("bphe,bphe->bhp", q, key(slots))
+        weights, own = (w.astype(dtype) for w in softmax_beside(others, mask[:, None], own))
+        mixed = jnp.einsum("bhpl,blhe->bphe", weights, value(behaviours))
+        mixed = mixed + jnp.einsum("bhp,bphe->bphe", own, value(slots))
         return nn.DenseGeneral(slots.shape[-1], axis=(-2, -1), dtype=dtype, name="mix")(mixed)
 
 
