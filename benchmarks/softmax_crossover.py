@@ -1,6 +1,6 @@
 """Milliseconds of a training step with the softmax over all items and with drawn negatives, by catalogue size.
 
-python benchmarks/softmax_crossover.py [--items 5000 10000 20000 50000 100000] [--config table] [--rounds 3]
+python benchmarks/softmax_crossover.py [--items 5000 10000 20000 50000 100000] [--config table] [--slot empty] [--rounds 3]
 
 `ratio`: full to sampled, which has lazy rows; where it passes 1 is the cross-over. The configuration gives model, batch
 and window; ids are drawn uniformly. `temporary_mb`: what the full step needs beside its arguments.
@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import statistics
 
+import jax
 from catalogue_size import Sized
 from measure import emit, seconds
 
@@ -23,13 +24,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[5_000, 10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--config", default="table", help="name of a file in configs/")
+    parser.add_argument("--slot", default="", help="as model.slot; empty: as the configuration has")
     parser.add_argument("--negatives", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=0, help="windows of a step; 0: as the configuration has")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     values = importlib.import_module(f"configs.{args.config}").get_config()
     values.data.real_times = False
+    values.model.slot = args.slot or values.model.slot
     values.train.batch_size = args.batch or values.train.batch_size
+    if jax.default_backend() != "cpu":
+        values.loss.chunk = 0  # chunks are for the caches of CPUs
     values.loss.negatives, values.optim.lazy_rows = 0, False
     full = from_mapping(values)
     sampled = dataclasses.replace(full, loss=dataclasses.replace(full.loss, negatives=args.negatives))
@@ -48,7 +53,7 @@ def main() -> None:
         medians = {name: statistics.median(found) for name, found in times.items()}
         values = {"full_ms": 1000 * medians["full"], "sampled_ms": 1000 * medians["sampled"]}
         values |= {"ratio": medians["full"] / medians["sampled"], "temporary_mb": steps["full"].temporary / 2**20}
-        emit("softmax_crossover", config=args.config, targets=targets, negatives=args.negatives, items=items, **values)
+        emit("softmax_crossover", config=args.config, slot=full.model.slot, targets=targets, negatives=args.negatives, items=items, **values)
 
 
 if __name__ == "__main__":
