@@ -1,6 +1,6 @@
 """Milliseconds of a training step with the softmax over all items and with drawn negatives, by catalogue size.
 
-python benchmarks/softmax_crossover.py [--items 5000 10000 20000 50000 100000] [--config table] [--slot empty] [--rounds 3]
+python benchmarks/softmax_crossover.py [--items 5000 10000 20000 50000 100000] [--config table] [--slot empty]
 
 `ratio`: full to sampled, which has lazy rows; where it passes 1 is the cross-over. The configuration gives model, batch
 and window; ids are drawn uniformly. `temporary_mb`: what the full step needs beside its arguments.
@@ -53,7 +53,8 @@ def main() -> None:
         medians = {name: statistics.median(found) for name, found in times.items()}
         values = {"full_ms": 1000 * medians["full"], "sampled_ms": 1000 * medians["sampled"]}
         values |= {"ratio": medians["full"] / medians["sampled"], "temporary_mb": steps["full"].temporary / 2**20}
-        emit("softmax_crossover", config=args.config, slot=full.model.slot, targets=targets, negatives=args.negatives, items=items, **values)
+        what = dict(config=args.config, slot=full.model.slot, targets=targets, negatives=args.negatives, items=items)
+        emit("softmax_crossover", **what, **values)
 
 
 if __name__ == "__main__":

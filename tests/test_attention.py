@@ -15,6 +15,7 @@ from t2diff_jax.nn.attention import (
     TargetAttention,
     TransformerBlock,
     TransformerEncoder,
+    _scores,
     lag_bucket,
     masked_softmax,
     rotate,
@@ -359,3 +360,13 @@ def test_rotary_attention_tells_orders_apart_and_has_no_table():
     encoder = TransformerEncoder(layers=1, heads=1, hidden=4, dropout=0.0, rotary=True, dtype=FLOAT)
     shapes = jax.eval_shape(functools.partial(encoder.init, deterministic=True), jax.random.key(0), X, everything)
     assert "positions" not in shapes["params"]
+
+
+def test_scores_are_the_same_for_cuda():
+    """There they are a sum; nothing but the device chooses."""
+    unit, score = jnp.asarray(normal(0, 3, 2, 4, 5)), jnp.asarray(normal(1, 3))
+    lowered = jax.jit(_scores).trace(unit, score).lower(lowering_platforms=("cuda",)).as_text()
+    assert "dot_general" not in lowered and "dot_general" in jax.jit(_scores).lower(unit, score).as_text()
+    expected = np.einsum("ebpj,e->bpj", unit, score)
+    np.testing.assert_allclose(_scores(unit, score), expected, atol=1e-5)
+    np.testing.assert_allclose((unit * score[:, None, None, None]).sum(axis=0), expected, atol=1e-5)

@@ -185,5 +185,17 @@ class TargetAttention(nn.Module):
             by_lag = self.param("lag", nn.initializers.normal(self.hidden**-0.5), (self.lag_buckets, self.hidden))
             unit += by_lag.T.astype(self.dtype)[:, lag]
         score = self.param("score", nn.initializers.lecun_normal(), (self.hidden, 1))
-        logits = jnp.einsum("ebpj,e->bpj", nn.swish(unit), score[:, 0].astype(self.dtype))
+        logits = _scores(nn.swish(unit), score[:, 0].astype(self.dtype))
         return jnp.einsum("bpj,bjd->bpd", masked_softmax(logits, mask).astype(self.dtype), x)
+
+
+def _scores(unit: Float[Array, "E B P J"], score: Float[Array, " E"]) -> Float[Array, "B P J"]:
+    """sum_e score_e unit_e; for CUDA as a sum: untuned, the product of a matrix so tall and a vector is slow there."""
+
+    def summed(unit: Array, score: Array) -> Array:
+        return (unit * score[:, None, None, None]).sum(axis=0)
+
+    def product(unit: Array, score: Array) -> Array:
+        return jnp.einsum("ebpj,e->bpj", unit, score)
+
+    return jax.lax.platform_dependent(unit, score, cuda=summed, default=product)

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from t2diff_jax.nn.convolution import Convolution
+
 
 def step_embedding(r: Int[Array, "*B"], dim: int) -> Float[Array, "*B dim"]:
     """Sinusoidal embedding of the diffusion step, `dim` even: sines then cosines at wavelengths 2 pi .. 2 pi 10^4."""
@@ -23,14 +25,13 @@ class Level(nn.Module):
     """Convolution, step embedding (None: without), layer norm, swish."""
 
     features: int
-    padding: str
+    causal: bool
     dilation: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], step: Float[Array, "#B 1 E"] | None) -> Float[Array, "B L F"]:
-        args = dict(padding=self.padding, kernel_dilation=self.dilation, dtype=self.dtype)
-        x = nn.Conv(self.features, (3,), name="conv", **args)(x)
+        x = Convolution(self.features, 3, self.causal, self.dilation, True, self.dtype, name="conv")(x)
         if step is not None:
             x = x + nn.Dense(self.features, dtype=self.dtype, name="step")(step)
         return nn.swish(nn.LayerNorm(dtype=self.dtype, name="norm")(x))
@@ -74,17 +75,18 @@ class UNet(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        args, padding = dict(dtype=self.dtype), "CAUSAL" if self.causal else "SAME"
+        args = dict(dtype=self.dtype)
         if self.step_dim:
             self.step_mlp = nn.Dense(self.step_dim, **args)
             self.first_step = nn.Dense(self.filters[0], **args)
-        self.condition = nn.Conv(self.filters[0], (3,), padding=padding, **args)
-        self.drift = nn.Conv(self.filters[0], (3,), padding=padding, use_bias=False, **args)
+        first = dict(taps=3, causal=self.causal, dilation=1, **args)
+        self.condition = Convolution(self.filters[0], use_bias=True, **first)
+        self.drift = Convolution(self.filters[0], use_bias=False, **first)
         self.first_norm = nn.LayerNorm(**args)
         dilations = [2**i if self.causal else 1 for i in range(len(self.filters))]
-        self.down = [Level(f, padding, d, **args) for f, d in zip(self.filters[1:], dilations[1:], strict=True)]
+        self.down = [Level(f, self.causal, d, **args) for f, d in zip(self.filters[1:], dilations[1:], strict=True)]
         self.up = [nn.Dense(f, **args) for f in self.filters[:-1]]
-        self.merge = [Level(f, padding, d, **args) for f, d in zip(self.filters[:-1], dilations[:-1], strict=True)]
+        self.merge = [Level(f, self.causal, d, **args) for f, d in zip(self.filters[:-1], dilations[:-1], strict=True)]
         self.out = nn.Dense(self.features, dtype=jnp.float32)
 
     def prepare(self, condition: Float[Array, "B L C"], mask: Bool[Array, "B L"]) -> Float[Array, "B P F"]:
