@@ -28,7 +28,9 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with 
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, with --coordinator.")
 _HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process counts as ended.", 1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile every program for --topology, say what it takes, and end.")
-_TOPOLOGY = flags.DEFINE_string("topology", "local", "With --dry_run: local, cuda, or TPUs not here, as v5e:16x16.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "local", "With --dry_run: local, cuda, or what is not here, as v5e:16x16, h200:8."
+)
 flags.register_multi_flags_validator(
     ["workdir", "dry_run"], lambda given: given["workdir"] or given["dry_run"], "--workdir is needed to train"
 )

@@ -1,8 +1,8 @@
 """A dry run: the real programs of a run, compiled for devices that need not be there, and what they take.
 
 No log is read and nothing is computed. A TPU topology is compiled for by the compiler of libtpu (extra `[tpu]`), which
-needs no TPU; the devices that are there by their own; for CUDA without a GPU programs are lowered, which shows that
-they can be, and no more.
+needs no TPU; GPUs of a known kind by that of jax's plugin (extra `[cuda]`), from a description (`gpu_kinds`); the
+devices that are there by their own. For `cuda` programs are lowered, which shows that they can be, and no more.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from t2diff_jax.config import Config
 from t2diff_jax.config_values import ConfigError, settled
 from t2diff_jax.data.catalogue import table_rows
 from t2diff_jax.experiment import Experiment
+from t2diff_jax.gpu_kinds import COMPILER_OPTIONS, GIB, KINDS, described_devices, is_described
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
 from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_of, product_flops
 from t2diff_jax.sharding import check_rows, make_mesh, process_rows, row_sharding
 from t2diff_jax.types import Catalogue, Sizes
 
-GIB = 2**30
-# Memory of one device that libtpu compiles for, by the name it gives the kind.
+# Memory of one device, by the name that its compiler gives the kind.
 _CAPACITY = {
     "TPU v4": 32 * GIB,
     "TPU v5 lite": 16 * GIB,
@@ -35,6 +35,7 @@ _CAPACITY = {
     "TPU v5p": 95 * GIB,
     "TPU v6 lite": 32 * GIB,
     "TPU7x": 192 * GIB,
+    **{kind.name: kind.memory for kind in KINDS.values()},
 }
 
 
@@ -60,7 +61,8 @@ class Program:
 def dry_run(config: Config, topology: str) -> Iterator[str]:
     """The report for `topology`, line by line, as programs are done.
 
-    topology: "local", the devices that are here; "cuda", lowered for as many; else what libtpu knows: "v5e:16x16".
+    topology: "local", the devices that are here; "cuda", lowered for as many; GPUs of a kind, "h100:8" or "h100:4x8"
+      (four hosts of eight); else what libtpu knows: "v5e:16x16".
 
     Raises:
       ConfigError: there is no such topology, or the configuration does not fit on it.
@@ -72,7 +74,8 @@ def dry_run(config: Config, topology: str) -> Iterator[str]:
         f"data {mesh.shape['data']} x model {mesh.shape['model']}"
     )
     programs = []
-    for program in compile_programs(config, mesh, only_lower=topology == "cuda"):
+    options = COMPILER_OPTIONS if is_described(topology) else None
+    for program in compile_programs(config, mesh, only_lower=topology == "cuda", options=options):
         programs.append(program)
         yield from ("", *described(program, len(devices)))
     yield f"\n{verdict(programs, _CAPACITY.get(kind))}"
@@ -96,32 +99,38 @@ def find_devices(topology: str) -> list[Any]:
     """Devices of a topology, whether they are here or not. Raises `ConfigError` where there is no such one."""
     if topology in ("local", "cuda"):
         return jax.devices()
+    try:
+        return described_devices(topology) if is_described(topology) else _tpus(topology)
+    except Exception as error:  # whatever the plugin raises
+        raise ConfigError(
+            f"--topology={topology}: {str(error).splitlines()[0]}; give local, cuda, GPUs as h100:8 or h200:4x8 "
+            "(hosts x GPUs; pip install -e '.[cuda]') or a slice of TPUs as v5e:4x4 (pip install -e '.[tpu]')"
+        ) from error
+
+
+def _tpus(topology: str) -> list[Any]:
     from jax.experimental import topologies  # costs half a second
 
     # Without them libtpu asks the network which machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs: others may compile at the same time
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # whatever the plugin raises
-        raise ConfigError(
-            f"--topology={topology}: {str(error).splitlines()[0]}; give local, cuda or a slice that libtpu knows, as "
-            "v5e:4x4, and install it with: pip install -e '.[tpu]'"
-        ) from error
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
-def compile_programs(config: Config, mesh: Mesh, *, only_lower: bool) -> Iterator[Program]:
+def compile_programs(
+    config: Config, mesh: Mesh, *, only_lower: bool, options: dict[str, Any] | None = None
+) -> Iterator[Program]:
     """The training step and the programs of an evaluation, each as it is done."""
     device = "gpu" if only_lower else mesh.devices.flat[0].platform
     config = settled(config, config.dry_run.items, device)
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
-    yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower)
+    yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)
     evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
     batch = parts.abstract_batch(evaluator.batch_rows, seen=seen)
     for name, (program, arguments) in evaluator.programs(state.evaluation_variables(), batch).items():
-        yield _compiled(f"evaluation, {name}", program, arguments, only_lower)
+        yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options)
 
 
 def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
@@ -175,14 +184,16 @@ def described(program: Program, devices: int) -> Iterator[str]:
         yield "  no collectives"
 
 
-def _compiled(name: str, function: Any, arguments: tuple[Any, ...], only_lower: bool) -> Program:
+def _compiled(
+    name: str, function: Any, arguments: tuple[Any, ...], only_lower: bool, options: dict[str, Any] | None
+) -> Program:
     start, traced = time.perf_counter(), function.trace(*arguments)
     flops = product_flops(traced.jaxpr.jaxpr)
     if only_lower:
         traced.lower(lowering_platforms=("cuda",))
         return Program(name, flops, time.perf_counter() - start, None, None, "")
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

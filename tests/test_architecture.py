@@ -15,7 +15,7 @@ PARTS = [
     {"seen", "blocked_softmax", "losses", "metrics", "repel"},
     {"models"},
     {"retrieval", "hopper", "search", "muon", "optim", "negatives", "touched_rows", "train_state", "train_step"},
-    {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost"},
+    {"checkpoint", "evaluate", "writer", "interrupt", "provenance", "program_cost", "gpu_kinds"},
     {"experiment"},
     {"loop", "final", "explain", "results", "dry_run", "command_line", "preranking"},
     {"train", "eval", "prepare", "compare", "prerank"},

@@ -12,9 +12,11 @@ from configs import pod
 from t2diff_jax import dry_run as dry
 from t2diff_jax.config_values import ConfigError, from_mapping
 from t2diff_jax.data.batches import batch_forms
+from t2diff_jax.gpu_kinds import KINDS, is_described, target
 from t2diff_jax.program_cost import Memory
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_CUDA = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
 def declared(experiment, **changes):
@@ -39,7 +41,7 @@ def test_the_declared_programs_are_those_of_the_run(monkeypatch):
     parts = tiny.build((1, 1), model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
     config = declared(parts, model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
     seen = []
-    monkeypatch.setattr(dry, "_compiled", lambda name, function, arguments, only_lower: seen.append(arguments))
+    monkeypatch.setattr(dry, "_compiled", lambda name, function, arguments, *how: seen.append(arguments))
     list(dry.compile_programs(config, parts.mesh, only_lower=False))
     state, catalogue, batch = seen[0]
 
@@ -78,7 +80,7 @@ def test_a_program_too_big_for_its_device_is_told():
 
 
 def test_what_is_no_topology():
-    with pytest.raises(ConfigError, match=r"--topology=v5e:nine: .*give local, cuda or a slice"):
+    with pytest.raises(ConfigError, match=r"--topology=v5e:nine: .*give local, cuda, GPUs as h100:8 or"):
         dry.find_devices("v5e:nine")
     with pytest.raises(ConfigError, match=r"do not divide by 2 devices; set config\.model\.row_multiple"):
         list(dry.dry_run(tiny.tiny(model__row_multiple=1, dry_run__items=2, mesh__model=2, mesh__data=4), "local"))
@@ -101,3 +103,29 @@ def test_a_pod_is_compiled_for_without_one(shape):
     for program in programs:
         assert max((c.largest for c in program.collectives), default=0) < table / 100
         assert program.memory.total < table / 2 + 2**30
+
+
+def test_gpus_have_names():
+    """A kind, then GPUs, or hosts x GPUs."""
+    assert all(map(is_described, ("h100:8", "h200:4x8", "a100:1")))
+    assert not any(map(is_described, ("cuda", "h100", "h100:", "h100:2x2x2", "v5e:4x4", "h300:8")))
+    told = target(KINDS["h200"])
+    assert 'device_description_str: "NVIDIA H200"' in told and "shared_memory_per_block_optin: 232448" in told
+    assert "ACCELERATED_FEATURES" in told and "ACCELERATED_FEATURES" not in target(KINDS["a100"])
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="jax's plugin for CUDA is here")
+def test_gpus_want_their_compiler():
+    with pytest.raises(ConfigError, match=r"--topology=h100:8: .*pip install -e '\.\[cuda\]'"):
+        dry.find_devices("h100:8")
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="needs jax's plugin for CUDA")
+def test_gpus_are_compiled_for_without_one(tmp_path):
+    """In a process of its own: the plugin has to be told that there is no driver before it is loaded."""
+    how = ("--dry_run", "--topology", "h200:2x2", "--config.mesh.model=2", "--config.train.batch_size=16")
+    done = tiny.command("train.py", tmp_path / "none", *how)
+    assert done.returncode == 0, done.stderr
+    assert "on h200:2x2: 4 devices (NVIDIA H200), data 2 x model 2" in done.stdout
+    assert done.stdout.count("memory per device  ") == 4 and "of 140.0 GiB: fits" in done.stdout
+    assert re.search(r"all-reduce +\d+ times", done.stdout)
