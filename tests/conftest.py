@@ -7,7 +7,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell lets what it starts in the background ignore Ctrl-C, and tests of Ctrl-C would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process may map 65,530 pieces of memory, and all programs of all tests together take more."""
+    yield
+    jax.clear_caches()
