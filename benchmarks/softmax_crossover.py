@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[5_000, 10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--config", default="table", help="name of a file in configs/")
-    parser.add_argument("--slot", default="", help="as model.slot; empty: as the configuration has")
+    parser.add_argument("--slot", default="", help="model.slot; where it is not given that of the configuration")
     parser.add_argument("--negatives", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=0, help="windows of a step; 0: as the configuration has")
     parser.add_argument("--rounds", type=int, default=3)

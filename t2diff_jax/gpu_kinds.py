@@ -8,7 +8,7 @@ from typing import Any
 GIB = 2**30
 # Nothing can be timed where there is no GPU, and Triton's products need that; so these are cuBLAS's as they come.
 COMPILER_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-# Of CUDA and cuDNN, which choose a few kernels: the oldest ones that jax's plugin for CUDA 13 takes.
+# Versions of CUDA and cuDNN, which the choice of a few kernels depends on.
 _RUNTIME, _DNN = (13, 0), (9, 8)
 
 

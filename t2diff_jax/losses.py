@@ -27,7 +27,7 @@ def full_softmax(
     """
     logits = jnp.einsum("qmu,ru->qmr", users, table, preferred_element_type=jnp.float32)
     # By itself, not out of the logits: the way back would put a [Q, M, R] array together from one place a row.
-    positive = jnp.einsum("qmu,qu->qm", users, table[targets], preferred_element_type=jnp.float32)
+    positive = _target_scores(users, table, targets)
     if merge == "max":
         logits, positive = (a.max(axis=1, keepdims=True) for a in (logits, positive))
     logits = jnp.where(allowed[:, None], logits, -jnp.inf)
@@ -37,6 +37,10 @@ def full_softmax(
         mean = jnp.where(allowed[:, None], logits, 0).sum(axis=-1) / allowed.sum(axis=-1, keepdims=True)
         positive = (1 - label_smoothing) * positive + label_smoothing * mean
     return mixture(positive, jax.nn.logsumexp(logits, axis=-1), merge)
+
+
+def _target_scores(users: Array, table: Array, targets: Array) -> Array:
+    return jnp.einsum("qmu,qu->qm", users, table[targets], preferred_element_type=jnp.float32)
 
 
 def mixture(positives: Float[Array, "*Q M"], log_totals: Float[Array, "*Q M"], merge: str) -> Float[Array, "*Q"]:
@@ -84,7 +88,7 @@ def mean_full_softmax(
     """
     if block:
         totals = blocked_log_totals(users, table, targets, is_item, seen, block=block, parts=parts)
-        positives = jnp.einsum("qmu,qu->qm", users, table[targets], preferred_element_type=jnp.float32)
+        positives = _target_scores(users, table, targets)
         positives = jnp.where(is_item[targets][:, None], positives, -jnp.inf)
         return weighted_mean(mixture(positives, totals, merge), weights)
     softmax = functools.partial(full_softmax, label_smoothing=label_smoothing, merge=merge)

@@ -192,10 +192,11 @@ class TargetAttention(nn.Module):
 def _scores(unit: Float[Array, "E B P J"], score: Float[Array, " E"]) -> Float[Array, "B P J"]:
     """sum_e score_e unit_e; for CUDA as a sum: untuned, the product of a matrix so tall and a vector is slow there."""
 
-    def summed(unit: Array, score: Array) -> Array:
-        return (unit * score[:, None, None, None]).sum(axis=0)
-
     def product(unit: Array, score: Array) -> Array:
         return jnp.einsum("ebpj,e->bpj", unit, score)
 
-    return jax.lax.platform_dependent(unit, score, cuda=summed, default=product)
+    return jax.lax.platform_dependent(unit, score, cuda=_summed_scores, default=product)
+
+
+def _summed_scores(unit: Array, score: Array) -> Array:
+    return (unit * score[:, None, None, None]).sum(axis=0)
