@@ -393,7 +393,7 @@ def test_two_users_are_learned_by_heart():
         "position": jnp.array([6, 3]),
     }
     variables = {"params": drawn(retriever.init, make_catalogue(PLAIN), batch, scale=0.3), "stats": STATS}
-    scores = scores_after(retriever, variables, batch, steps=200, rate=0.02)
+    scores = scores_after(retriever, variables, batch, steps=300, rate=0.01)
     assert (scores.argmax(axis=1) + 1).tolist() == [7, 12]
     probability = np.exp(scores - scores.max(axis=1, keepdims=True))
     probability /= probability.sum(axis=1, keepdims=True)
