@@ -266,12 +266,12 @@ def get_config() -> ConfigDict:
     )
     config.dry_run = ConfigDict(  # what train.py --dry_run takes the log to be; it reads none
         dict(
-            items=1000,
+            n_items=1000,
             categories=0,  # different ones of items; 0: none
             categories_per_item=1,
             content=0,  # width of content vectors; 0: none
             user_features=(),  # different values of each
-            users=1000,  # dat: rows of its table of users
+            n_users=1000,  # dat: rows of its table of users
             seen=256,  # earlier items of a user, where evaluation excludes them
         )
     )

@@ -37,7 +37,7 @@ def get_config():
     config.eval.noise_keys = 1
     config.eval.ks = (10, 20, 50, 100)
     config.mesh.model = 8
-    config.dry_run.items = 32_038_725
+    config.dry_run.n_items = 32_038_725
     config.dry_run.categories = 70  # these and the features are assumed: orders of magnitude, not read off the files
     config.dry_run.user_features = (9, 3, 8, 51, 1472, 16, 35, 4, 119, 455, 8, 6, 6, 3, 3, 3, 3, 3, 3)
     return config

@@ -332,12 +332,12 @@ class AutoConfig:
 class DryRunConfig:
     """`dry_run`: `configs/base.py` says what each key means."""
 
-    items: int
+    n_items: int
     categories: int
     categories_per_item: int
     content: int
     user_features: tuple[int, ...]
-    users: int
+    n_users: int
     seen: int
 
 

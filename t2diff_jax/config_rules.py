@@ -321,14 +321,14 @@ def run_rules(c: "Config") -> Rules:
             "prepare",
             "block_rows and bucket_rows must be positive",
         ),
-        (c.dry_run.items >= 1, "dry_run.items", "must be at least 1"),
+        (c.dry_run.n_items >= 1, "dry_run.n_items", "must be at least 1"),
         (
             min(c.dry_run.categories, c.dry_run.content, c.dry_run.seen) >= 0 and c.dry_run.categories_per_item >= 1,
             "dry_run",
             "categories, content and seen must not be negative, categories_per_item must be at least 1",
         ),
         (min(c.dry_run.user_features, default=1) >= 1, "dry_run.user_features", "must be at least 1 each"),
-        (c.dry_run.users >= 1, "dry_run.users", "must be at least 1"),
+        (c.dry_run.n_users >= 1, "dry_run.n_users", "must be at least 1"),
         (
             c.mesh.model >= 1 and (c.mesh.data == -1 or c.mesh.data >= 1),
             "mesh",

@@ -70,7 +70,7 @@ def dry_run(config: Config, topology: str) -> Iterator[str]:
     devices = find_devices(topology)
     mesh, kind = make_mesh(config.mesh, devices), "CUDA" if topology == "cuda" else devices[0].device_kind
     yield (
-        f"{config.model.name}, {config.dry_run.items:,} items, on {topology}: {len(devices)} devices ({kind}), "
+        f"{config.model.name}, {config.dry_run.n_items:,} items, on {topology}: {len(devices)} devices ({kind}), "
         f"data {mesh.shape['data']} x model {mesh.shape['model']}"
     )
     programs = []
@@ -123,7 +123,7 @@ def compile_programs(
 ) -> Iterator[Program]:
     """The training step and the programs of an evaluation, each as it is done."""
     device = "gpu" if only_lower else mesh.devices.flat[0].platform
-    config = settled(config, config.dry_run.items, device)
+    config = settled(config, config.dry_run.n_items, device)
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
     yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)
@@ -144,7 +144,7 @@ def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
 def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
     """Shapes and shardings of the catalogue that `config.dry_run` declares, and the sizes of such a log."""
     told, multiple = config.dry_run, config.model.row_multiple
-    rows = table_rows(told.items, multiple)
+    rows = table_rows(told.n_items, multiple)
     check_rows(mesh, rows)
 
     def array(width: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -155,10 +155,10 @@ def abstract_catalogue(config: Config, mesh: Mesh) -> tuple[Catalogue, Sizes]:
         array(None, jnp.float32),
         array(told.categories_per_item, jnp.int32) if told.categories else None,
         array(told.content, jnp.float32) if told.content else None,
-        told.items,
+        told.n_items,
     )
     categories = told.categories + 1 if told.categories else 0
-    args = categories, told.content, tuple(told.user_features), config.data.real_times, told.users
+    args = categories, told.content, tuple(told.user_features), config.data.real_times, told.n_users
     return catalogue, Sizes(rows, config.data.window, *args)
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from t2diff_jax import config_rules
@@ -165,7 +165,7 @@ RULES = [
     ("model.vectors", {"model.name": "stosa", "model.vectors": 2}),
     ("loss.block", {"loss.block": 8, "loss.merge": "max"}),
     ("loss.block", {"loss.block": 8, "model.name": "mtmi"}),
-    ("dry_run.users", {"dry_run.users": 0}),
+    ("dry_run.n_users", {"dry_run.n_users": 0}),
     *(
         ("cold", {f"cold.{name}": 0})
         for name in ("requests", "negatives", "steps", "later", "check_every", "learning_rate")
@@ -193,7 +193,7 @@ RULES = [
     ("eval.search_recall", {"eval.search_recall": 0.0}),
     ("eval.search_recall", {"eval.search_recall": 1.5}),
     ("prepare", {"prepare.bucket_rows": 0}),
-    ("dry_run.items", {"dry_run.items": 0}),
+    ("dry_run.n_items", {"dry_run.n_items": 0}),
     ("dry_run", {"dry_run.categories_per_item": 0}),
     ("dry_run", {"dry_run.seen": -1}),
     ("dry_run.user_features", {"dry_run.user_features": (3, 0)}),
@@ -279,7 +279,7 @@ def test_round_trip_through_json():
 def test_differences_and_resume_conflicts():
     old = from_mapping(base.get_config())
     free = {"train.steps": 9, "eval.batch_size": 7, "eval.select": "recall@10", "data.path": "/elsewhere"}
-    free |= {"mesh.model": 2, "dry_run.items": 5, "prepare.block_rows": 5}
+    free |= {"mesh.model": 2, "dry_run.n_items": 5, "prepare.block_rows": 5}
     bound = {"seed": 1, "train.batch_size": 8, "data.window": 60, "data.movielens.min_rating": 4.0}
     new = from_mapping(values(free | bound))
     assert differences(old, old) == {}
@@ -325,6 +325,15 @@ def test_typo_on_the_command_line_is_rejected_with_a_hint(parse):
         parse("--config.model.dimm=128")
     with pytest.raises(flags.IllegalFlagValueError, match=r"model.dim"):
         parse("--config.model.dim=wide")
+
+
+def test_no_key_is_hidden_by_a_method():
+    """A key named as a method of ConfigDict, such as `items`, cannot be set on the command line."""
+
+    def keys(section: ConfigDict) -> set[str]:
+        return set(section).union(*(keys(value) for value in section.values() if isinstance(value, ConfigDict)))
+
+    assert [key for key in keys(base.get_config()) if hasattr(ConfigDict, key)] == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ HAS_CUDA = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version
 def declared(experiment, **changes):
     """The configuration that declares what the log of an experiment has."""
     log = experiment.log
-    told = dict(items=log.n_items, categories=len(log.category_names), user_features=tuple(log.user_feature_sizes))
+    told = dict(n_items=log.n_items, categories=len(log.category_names), user_features=tuple(log.user_feature_sizes))
     told |= {"categories_per_item": log.categories.shape[1]}
     return tiny.tiny(**{f"dry_run__{name}": value for name, value in told.items()}, **changes)
 
@@ -83,7 +83,7 @@ def test_what_is_no_topology():
     with pytest.raises(ConfigError, match=r"--topology=v5e:nine: .*give local, cuda, GPUs as h100:8 or"):
         dry.find_devices("v5e:nine")
     with pytest.raises(ConfigError, match=r"do not divide by 2 devices; set config\.model\.row_multiple"):
-        list(dry.dry_run(tiny.tiny(model__row_multiple=1, dry_run__items=2, mesh__model=2, mesh__data=4), "local"))
+        list(dry.dry_run(tiny.tiny(model__row_multiple=1, dry_run__n_items=2, mesh__model=2, mesh__data=4), "local"))
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
@@ -96,7 +96,7 @@ def test_a_pod_is_compiled_for_without_one(shape):
     config.loss.negatives = config.loss.batch_negatives = 256
     config.model.layers, config.diffusion.filters = 1, (16, 16)  # else it compiles for minutes
     config = from_mapping(config)
-    table = config.dry_run.items * (config.model.dim - config.model.category_dim) * 4
+    table = config.dry_run.n_items * (config.model.dim - config.model.category_dim) * 4
     mesh = dry.make_mesh(config.mesh, dry.find_devices(shape))
     programs = list(dry.compile_programs(config, mesh, only_lower=False))
     assert [program.refusal for program in programs] == [""] * 4
