@@ -1,5 +1,6 @@
 """Attention: naive numpy, masks, causality, empty windows, time lags."""
 
+import dataclasses
 import functools
 
 import jax
@@ -140,6 +141,20 @@ def test_encoder_is_causal_under_a_causal_mask(encode):
         after = np.asarray(apply(np.where(at_j, normal(50 + j, B, L, D), X), mask))
         np.testing.assert_array_equal(before[:, :j], after[:, :j])
         assert np.all(np.abs(before[:, j:] - after[:, j:]).max(axis=-1) > 1e-4)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("last", [1, 3, L])
+def test_the_last_states_by_themselves(rotary, last):
+    net = dataclasses.replace(ENCODER, rotary=rotary)
+    params, mask = drawn(net.init, X, PAIRS, deterministic=True), PAIRS & jnp.tri(L, dtype=bool)[None]
+
+    def states(last):
+        return quick_jit(lambda x: net.apply({"params": params}, x, mask, deterministic=True, last=last))(X)
+
+    every, some = states(0), states(last)
+    assert some.shape == (B, last, D)
+    np.testing.assert_allclose(some, every[:, -last:], atol=1e-5)
 
 
 def test_encoder_positions_tell_orders_apart(encode):

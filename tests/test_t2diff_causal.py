@@ -578,6 +578,35 @@ def test_noise_belongs_to_the_request():
     np.testing.assert_array_equal(changed, ROWS_WITH_BEHAVIOURS)
 
 
+@pytest.mark.parametrize("slot", ["diffusion", "vae", "learned", "empty", "diffurec"])
+def test_serving_reads_the_states_that_matter(slot, monkeypatch):
+    """With all states of a window of 14 instead, of which serving reads 10 at most, users and items are the same."""
+    changes = {**ROTARY, "model__slot": slot, "model__layers": 2, "data__window": 14}
+    sizes = dataclasses.replace(SIZES, window=14)
+    retriever = build_retriever(small_config(model__name="t2diff_causal", **changes), sizes)
+    batch, read = make_batch(sizes=sizes, lengths=(14, 11, 4, 1, 0)), []
+    variables = {"params": drawn(retriever.init, CATALOGUE, batch), "stats": STATS}
+    some = t2diff_causal.T2DiffCausal._last_states
+
+    def counted(*args):
+        read.append(some(*args))
+        return read[-1]
+
+    def all_states(self, variables, x, history):
+        return self._apply(variables, "encode", x, history, deterministic=True)
+
+    served = []
+    for states in (counted, all_states):
+        monkeypatch.setattr(t2diff_causal.T2DiffCausal, "_last_states", states)
+        served.append(quick_jit(lambda: (
+            retriever.encode_user(variables, CATALOGUE, batch, KEY)[0],
+            retriever.generate_items(variables, CATALOGUE, batch, KEY),
+        ))())  # fmt: skip
+    assert {states.shape[1] for states in read} == {10 if slot in ("diffusion", "vae") else 3}
+    for a, b in zip(*map(jax.tree.leaves, served), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
+
+
 def test_a_longer_window_leaves_the_user_vectors():
     """The same behaviours further right in a longer window: noise and embedding of each position are the same."""
     _, variables = model()

@@ -7,7 +7,7 @@ import pytest
 import reference
 from model_cases import drawn, float64, normal, quick_jit
 
-from t2diff_jax.nn.unet import UNet, pool, step_embedding
+from t2diff_jax.nn.unet import UNet, causal_reach, pool, step_embedding
 
 B, L, D, T = 4, 8, 3, 50
 NETS = [UNet(filters=(4, 6, 8), features=D, step_dim=4, causal=c, dtype=jnp.dtype("float32")) for c in (False, True)]
@@ -47,6 +47,29 @@ def test_step_embedding_by_hand():
     every = np.asarray(step_embedding(jnp.arange(201), 16))
     distances = np.linalg.norm(every[:, None] - every[None], axis=-1) + np.eye(201)
     assert distances.min() > 0.01
+
+
+@pytest.mark.parametrize("filters", [(4,), (4, 6), (4, 6, 8)])
+def test_how_far_back_the_causal_form_reads(filters):
+    """The last place reads the one `causal_reach` before it, and none before that."""
+    net, length = UNet(filters, D, 4, True, jnp.dtype("float32")), causal_reach(filters) + 3
+    z, mask, r = jnp.asarray(normal(3, 1, length, D)), jnp.ones((1, length), bool), jnp.array([7])
+    variables = {
+        "params": drawn(net.init, z, mask, method="prepare")
+        | drawn(net.init, z, r, jnp.zeros((1, length, filters[0])), mask)
+    }
+
+    @quick_jit
+    @jax.jacobian
+    def last(z):
+        prepared = net.apply(variables, z, mask, method="prepare")
+        return net.apply(variables, z, r, prepared, mask)[0, -1]
+
+    # Pooling passes on the greater of two places: of several draws some reach back as far as can be.
+    reached = np.any(
+        [np.abs(last(jnp.asarray(normal(seed, 1, length, D)))).sum(axis=(0, 1, 3)) > 0 for seed in range(20)], axis=0
+    )
+    assert reached.tolist() == [False] * 2 + [True] * (length - 2)
 
 
 def test_pool_by_hand():

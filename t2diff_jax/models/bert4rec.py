@@ -30,18 +30,31 @@ class BERT4RecNet(SequentialNet):
         m = self.model
         return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
 
-    def encode_masked(self, x: jax.Array, masked: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
-        """States [B, L, D] of what followed each behaviour; x [B, L, D] are its normed vectors, masked bool [B, L]."""
+    def encode_masked(
+        self, x: jax.Array, masked: jax.Array, batch: Batch, *, deterministic: bool, last: int = 0
+    ) -> jax.Array:
+        """States [B, L, D] of what followed each behaviour, or of the `last` places alone if positive.
+
+        x: normed vectors of what followed [B, L, D]; masked: bool [B, L].
+        """
         valid = batch["history"] > 0
         x = jnp.where(masked[..., None], self.mask_vector.astype(x.dtype)[None, None], x)
         both_ways = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
-        return self.encoder(x, both_ways, deterministic=deterministic)
+        return self.encoder(x, both_ways, deterministic=deterministic, last=last)
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D]; the last is that of the next item, masked."""
+        return self.encode_masked(*self._next_masked(x), batch, deterministic=deterministic)
+
+    def encode_last(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """The state of the next item, masked, [B, 1, D]."""
+        return self.encode_masked(*self._next_masked(x), batch, deterministic=True, last=1)
+
+    @nn.nowrap
+    def _next_masked(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         shifted = jnp.concatenate([x[:, 1:], x[:, :1]], axis=1)
         last = jnp.arange(x.shape[1])[None] == x.shape[1] - 1
-        return self.encode_masked(shifted, jnp.broadcast_to(last, x.shape[:2]), batch, deterministic=deterministic)
+        return shifted, jnp.broadcast_to(last, x.shape[:2])
 
     def users_of_masked(self, x: jax.Array, following: jax.Array, masked: jax.Array, batch: Batch) -> jax.Array:
         """User vectors [B, L, M, U] in training; x and `following` [B, L, D] are e(i) of history and what followed."""

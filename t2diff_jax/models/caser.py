@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import CaserConfig
 from t2diff_jax.models.sequential import SequentialNet
+from t2diff_jax.types import Batch
 
 
 class CaserNet(SequentialNet):
@@ -17,6 +18,11 @@ class CaserNet(SequentialNet):
     def make_encoder(self) -> nn.Module:
         """The convolutions."""
         return CaserEncoder(self.model.caser, self.model.dropout, jnp.dtype(self.model.dtype))
+
+    def encode_last(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """The last state, [B, 1, D], of the behaviours that it sees."""
+        seen = self.model.caser.last
+        return self.encoder(x[:, -seen:], batch["history"][:, -seen:] > 0, deterministic=True)[:, -1:]
 
 
 class CaserEncoder(nn.Module):

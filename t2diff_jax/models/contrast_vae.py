@@ -49,6 +49,12 @@ class ContrastVAENet(SequentialNet):
         mean = self.mean(self.encoder(x, causal, deterministic=deterministic))
         return self.decoder(mean, causal, deterministic=deterministic)
 
+    def encode_last(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """The last state, [B, 1, D]."""
+        causal = causal_mask(batch)
+        mean = self.mean(self.encoder(x, causal, deterministic=True))
+        return self.decoder(mean, causal, deterministic=True, last=1)
+
     def view(self, x: jax.Array, batch: Batch) -> View:
         """One draw for training, with the random streams "dropout" and "latent"; x: e(i) of the behaviours."""
         causal = causal_mask(batch)

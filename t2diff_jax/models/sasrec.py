@@ -21,3 +21,7 @@ class SASRecNet(SequentialNet):
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D]."""
         return self.encoder(x, causal_mask(batch), deterministic=deterministic)
+
+    def encode_last(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """The last state, [B, 1, D]."""
+        return self.encoder(x, causal_mask(batch), deterministic=True, last=1)

@@ -37,6 +37,10 @@ class SequentialNet(nn.Module):
         """States [B, L, D] of the normed item vectors x."""
         return self.encoder(x, batch["history"] > 0, deterministic=deterministic)
 
+    def encode_last(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """Of these the last, for serving, [B, 1, D]; models that need no other place make no other."""
+        return self.encode(x, batch, deterministic=True)[:, -1:]
+
     def setup(self) -> None:
         m, dtype = self.model, jnp.dtype(self.model.dtype)
         self.items = item_embedding(m, self.sizes)
@@ -74,11 +78,11 @@ class SequentialNet(nn.Module):
         return self.user_of_states(h, x, batch)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
-        """Of these the vectors of the last place, [B, 1, M, U]; models that need no other place make no other."""
-        return self.user(x, batch, deterministic=True)[:, -1:]
+        """Of these the vectors of the last place, for serving, [B, 1, M, U]."""
+        return self.user_of_states(self.encode_last(self.item_norm(x), batch), x, batch)
 
     def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
-        """User vectors [B, L, M, U] of the encoder's states h [B, L, D]; x: e(i) of the behaviours."""
+        """User vectors [B, P, M, U] of the encoder's last states h [B, P, D]; x: e(i) of the behaviours."""
         h = h.astype(jnp.float32)
         if self.sizes.user_features:
             h = h + self.user_out(self.users(batch["user_features"]))[:, None]

@@ -45,9 +45,16 @@ class STOSANet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[2 y ; 1] of the state after every behaviour, float32 [B, L, 1, U]."""
+        return self._users(x, batch, deterministic=deterministic, last=0)
+
+    def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """Of these the last, [B, 1, 1, U]."""
+        return self._users(x, batch, deterministic=True, last=1)
+
+    def _users(self, x: jax.Array, batch: Batch, *, deterministic: bool, last: int) -> jax.Array:
         mean, spread = jnp.split(x, 2, axis=-1)
         parts = self.item_norm(mean), self.spread_norm(spread)
-        mean, spread = self.encoder(*parts, causal_mask(batch), deterministic=deterministic)
+        mean, spread = self.encoder(*parts, causal_mask(batch), deterministic=deterministic, last=last)
         mean = mean.astype(jnp.float32)
         if self.sizes.user_features:
             mean = mean + self.user_out(self.users(batch["user_features"]))[:, None]
@@ -57,7 +64,10 @@ class STOSANet(SequentialNet):
 
 
 class WassersteinEncoder(nn.Module):
-    """Pre-norm blocks on means and spreads. A place is a weighted sum of Gaussians: variances add by squared shares."""
+    """Pre-norm blocks on means and spreads. A place is a weighted sum of Gaussians: variances add by squared shares.
+
+    With a positive `last` the states of so many places, the last ones: the last block computes no others.
+    """
 
     layers: int
     heads: int
@@ -68,7 +78,7 @@ class WassersteinEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mean: jax.Array, spread: jax.Array, mask: jax.Array, *, deterministic: bool
+        self, mean: jax.Array, spread: jax.Array, mask: jax.Array, *, deterministic: bool, last: int = 0
     ) -> tuple[jax.Array, jax.Array]:
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         if not self.rotary:
@@ -76,12 +86,15 @@ class WassersteinEncoder(nn.Module):
             mean, spread = (a + self.param(f"positions_{n}", init, a.shape[1:])[None] for n, a in _both(mean, spread))
         mean, spread = drop(mean.astype(self.dtype)), drop(spread.astype(self.dtype))
         for i in range(self.layers):
-            mixed = self._attend(i, mean, spread, mask)
-            mean, spread = mean + drop(mixed[0]), spread + drop(mixed[1])
+            asked = last if i == self.layers - 1 else 0
+            mixed = self._attend(i, mean, spread, mask, asked)
+            mean, spread = mean[:, -asked:] + drop(mixed[0]), spread[:, -asked:] + drop(mixed[1])
             mean, spread = (a + drop(self._feed(f"{n}_{i}", a)) for n, a in _both(mean, spread))
         return tuple(nn.LayerNorm(dtype=self.dtype, name=f"norm_{n}")(a) for n, a in _both(mean, spread))
 
-    def _attend(self, i: int, mean: jax.Array, spread: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _attend(
+        self, i: int, mean: jax.Array, spread: jax.Array, mask: jax.Array, asked: int
+    ) -> tuple[jax.Array, jax.Array]:
         width = mean.shape[-1] // self.heads
 
         def heads(part: str, x: jax.Array) -> jax.Array:
@@ -90,9 +103,10 @@ class WassersteinEncoder(nn.Module):
 
         mean = nn.LayerNorm(dtype=self.dtype, name=f"norm_attention_mean_{i}")(mean)
         spread = nn.LayerNorm(dtype=self.dtype, name=f"norm_attention_spread_{i}")(spread)
-        query, key, value = (heads(f"{part}_mean", mean) for part in ("query", "key", "value"))
+        first = {"query": -asked, "key": 0, "value": 0}
+        query, key, value = (heads(f"{part}_mean", mean[:, begin:]) for part, begin in first.items())
         query_variance, key_variance, value_variance = (
-            nn.elu(heads(f"{part}_spread", spread)) + 1 for part in ("query", "key", "value")
+            nn.elu(heads(f"{part}_spread", spread[:, begin:])) + 1 for part, begin in first.items()
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
@@ -100,7 +114,7 @@ class WassersteinEncoder(nn.Module):
         b = jnp.concatenate([key, _deviation(key_variance)], axis=-1)
         # The query's own length is the same for all that it may attend to.
         nearness = 2 * jnp.einsum("bphe,blhe->bhpl", a, b) - jnp.square(b).sum(axis=-1).transpose(0, 2, 1)[:, :, None]
-        weights = masked_softmax(nearness / width**0.5, mask[:, None]).astype(self.dtype)
+        weights = masked_softmax(nearness / width**0.5, mask[:, None, -asked:]).astype(self.dtype)
         mixed = jnp.einsum("bhpl,blhe->bphe", weights, value)
         variance = jnp.einsum("bhpl,blhe->bphe", jnp.square(weights), value_variance)
         return tuple(

@@ -41,6 +41,7 @@ from t2diff_jax.models.generators import Apply, Context, Generator, Truth, make_
 from t2diff_jax.models.objective import StepItems, expected_item, next_items, step_items
 from t2diff_jax.models.t2diff_causal_net import T2DiffCausalNet
 from t2diff_jax.nn.embeddings import is_item
+from t2diff_jax.nn.unet import causal_reach
 from t2diff_jax.seen import Seen
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
@@ -79,7 +80,7 @@ class T2DiffCausal:
         """User vectors [B, M, U] from M intents; noise is named by (key, user, position, intent), or by the intent."""
         history = batch["history"]
         x = self._apply(variables, "embed", history, catalogue)
-        states = self._apply(variables, "encode", x, history, deterministic=True)
+        states = self._last_states(variables, x, history)
         args = dict(last=True, deterministic=True)
         if self.model.slot == "empty":
             users = self._apply(variables, "user", x, states, None, batch, **args)
@@ -104,7 +105,7 @@ class T2DiffCausal:
         if self.model.slot in ("empty", "learned", "oracle"):
             return None
         x = self._apply(variables, "embed", batch["history"], catalogue)
-        states = self._apply(variables, "encode", x, batch["history"], deterministic=True)
+        states = self._last_states(variables, x, batch["history"])
         return self._intents(variables, catalogue, x, states, batch, key)
 
     def denoise_items(
@@ -155,6 +156,13 @@ class T2DiffCausal:
             return leading_to(self.diffusion, context.x, items / scale)
 
         return mean
+
+    def _last_states(self, variables: Variables, x: jax.Array, history: jax.Array) -> jax.Array:
+        """Those that serving reads, [B, S, D]: the session's, and as many as the U-Net reaches back to."""
+        read = self.model.session_length
+        if self.model.slot in ("diffusion", "regressor", "vae", "gan"):
+            read = max(read, 1 + causal_reach(self.diffusion.filters))
+        return self._apply(variables, "encode", x, history, deterministic=True, last=min(read, x.shape[1]))
 
     def _intents(
         self,

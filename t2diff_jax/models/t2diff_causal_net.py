@@ -74,20 +74,21 @@ class T2DiffCausalNet(nn.Module):
             return self.item_tower(e)
         return jnp.concatenate([self.item_tower(e), self.sketch.signatures(ids)], axis=-1)
 
-    def encode(self, x: jax.Array, history: jax.Array, *, deterministic: bool) -> jax.Array:
-        """States of the causal transformer, [B, L, D]."""
+    def encode(self, x: jax.Array, history: jax.Array, *, deterministic: bool, last: int = 0) -> jax.Array:
+        """States of the causal transformer, [B, L, D], or of the `last` places alone if positive."""
         valid = history > 0
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
-        return self.encoder(self.item_norm(x), causal, deterministic=deterministic)
+        return self.encoder(self.item_norm(x), causal, deterministic=deterministic, last=last)
 
     def condition(self, x: jax.Array, states: jax.Array, mask: jax.Array, *, deterministic: bool) -> jax.Array:
-        """All that the estimator knows at every position, [B, L, D]: what does not depend on r.
+        """All that the estimator knows at the places of the states, [B, S, D]: what does not depend on r.
 
         Dropout acts on what enters and leaves the U-Net.
 
-        x: behaviours [B, L, D] in units of the drift's scale.
+        x: behaviours [B, L, D] in units of the drift's scale; states: of the last S places [B, S, D].
         """
         known = jnp.pad((x[:, 1:] - x[:, :-1]) * mask[:, :-1, None], ((0, 0), (1, 0), (0, 0)))
+        x, known, mask = (a[:, -states.shape[1] :] for a in (x, known, mask))
         inputs = jnp.concatenate([x, states.astype(x.dtype)], axis=-1)
 
         def drop(a: jax.Array) -> jax.Array:
@@ -121,16 +122,17 @@ class T2DiffCausalNet(nn.Module):
     ) -> jax.Array:
         """Mixed attention: user vectors [B, P, U] after every behaviour, P = L, or after the last one, P = 1.
 
-        x, states: [B, L, D]; slots: xhat_{p+1} [B, P, D], None for mixed attention alone.
+        x: [B, L, D]; states: [B, L, D], for P = 1 also those of the session alone; slots: xhat_{p+1} [B, P, D], None
+        for mixed attention alone.
         """
         first = x.shape[1] - 1 if last else 0
-        query = states[:, first:]
+        query = states[:, -1:] if last else states
         if slots is not None:
             # Without a behaviour there is nothing to generate from.
             slots = self.slot_dropout(self.item_norm(slots), deterministic=deterministic)
             query = query + self.slot_in(slots * (batch["history"][:, first:] > 0)[..., None])
         past, session = past_and_session(self.model, batch, first)
-        h_s = self.session(query, states, session, deterministic=deterministic)
+        h_s = self.session(query, states, session[..., -states.shape[1] :], deterministic=deterministic)
         lag = self._lags(batch["age"], first) if self.sizes.lags else None
         h_l = self.target_attention(self.item_norm(x), h_s, past, lag)
         parts = [h_l, h_s]

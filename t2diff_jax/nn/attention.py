@@ -45,28 +45,32 @@ def rotate(x: Float[Array, "B L H E"]) -> Float[Array, "B L H E"]:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product self-attention with an explicit mask; `rotary` adds relative positions."""
+    """Multi-head scaled dot-product self-attention with an explicit mask; `rotary` adds relative positions.
+
+    With a positive `last` only so many places, the last ones, ask; all are asked.
+    """
 
     heads: int
     rotary: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"], last: int = 0) -> Float[Array, "B P D"]:
         width = x.shape[-1] // self.heads
         query, key, value = (
-            nn.DenseGeneral((self.heads, width), dtype=self.dtype, name=name)(x) for name in ("query", "key", "value")
+            nn.DenseGeneral((self.heads, width), dtype=self.dtype, name=name)(part)
+            for name, part in (("query", x[:, -last:]), ("key", x), ("value", x))
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
         logits = jnp.einsum("blhe,bjhe->bhlj", query, key) / width**0.5
-        weights = masked_softmax(logits, mask[:, None]).astype(self.dtype)
+        weights = masked_softmax(logits, mask[:, None, -last:]).astype(self.dtype)
         mixed = jnp.einsum("bhlj,bjhe->blhe", weights, value)
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x)); of `last` places alone if positive."""
 
     heads: int
     hidden: int
@@ -76,18 +80,21 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"], *, deterministic: bool
-    ) -> Float[Array, "B L D"]:
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"], *, deterministic: bool, last: int = 0
+    ) -> Float[Array, "B P D"]:
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         h = nn.LayerNorm(dtype=self.dtype, name="norm_attention")(x)
-        x = x + drop(SelfAttention(self.heads, self.rotary, self.dtype, name="attention")(h, mask))
+        x = x[:, -last:] + drop(SelfAttention(self.heads, self.rotary, self.dtype, name="attention")(h, mask, last))
         h = nn.LayerNorm(dtype=self.dtype, name="norm_hidden")(x)
         h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(h))
         return x + drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(h))
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of blocks and a final norm. Positions are rotary, or learned and counted from the right end."""
+    """A stack of blocks and a final norm. Positions are rotary, or learned and counted from the right end.
+
+    With a positive `last` the states of so many places, the last ones: the last block computes no others.
+    """
 
     layers: int
     heads: int
@@ -98,15 +105,15 @@ class TransformerEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"], *, deterministic: bool
-    ) -> Float[Array, "B L D"]:
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "#B #L L"], *, deterministic: bool, last: int = 0
+    ) -> Float[Array, "B P D"]:
         if not self.rotary:
             x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[-2:])[None]
         x = x.astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         for i in range(self.layers):
             block = TransformerBlock(self.heads, self.hidden, self.dropout, self.rotary, self.dtype, name=f"block_{i}")
-            x = block(x, mask, deterministic=deterministic)
+            x = block(x, mask, deterministic=deterministic, last=last if i == self.layers - 1 else 0)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 

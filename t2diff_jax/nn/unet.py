@@ -58,6 +58,13 @@ def trailing_pool(
     return jnp.where(mask[..., None], jnp.maximum(own, earlier), 0), mask
 
 
+def causal_reach(filters: tuple[int, ...]) -> int:
+    """How many places before its own the causal U-Net of these filters reads."""
+    levels = range(1, len(filters))
+    down = sum(2 ** (i - 1) + 2 * 2**i for i in levels)  # pooling, convolution
+    return 2 + down + sum(2 * 2 ** (i - 1) for i in levels)
+
+
 class UNet(nn.Module):
     """Estimates the clean drift. `prepare` does what does not depend on r, once per reverse process.
 
