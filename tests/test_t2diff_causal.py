@@ -246,7 +246,7 @@ def test_stop_gradients_are_exact(training, estimate):
     parts = {name.split(".")[0] for name in total}
     assert parts == {
         "items", "item_norm", "users", "encoder", "session", "target_attention", "slot_in", "user_hidden", "user_out",
-        "drift_encoder", "denoiser",
+        "user_norm", "drift_encoder", "denoiser",
     }  # fmt: skip
     for name in total:
         assert np.isfinite(total[name]).all(), name
@@ -454,6 +454,48 @@ def test_dropout_of_the_generator_acts_in_training_only():
     assert not np.allclose(first[kept], 2 * whole[kept])  # what enters is dropped too
     users = (user_vectors(r)(variables, BATCH, KEY) for r in (retriever, plain))
     np.testing.assert_array_equal(next(users), next(users))
+
+
+def test_user_vectors_do_not_grow():
+    """Before the scale and bias of their norm they have mean 0 and variance 1, whatever the network says."""
+    _, variables = model()
+    neutral = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    variables = put(variables, ("params", "user_norm"), lambda _: neutral)
+    larger = put(variables, ("params", "user_out", "kernel"), lambda x: 1e3 * x)
+    for given in (variables, larger):
+        users = np.asarray(encoder()(given, BATCH, KEY))
+        np.testing.assert_allclose(users.mean(axis=-1), 0, atol=1e-5)
+        np.testing.assert_allclose(users.var(axis=-1), 1, rtol=1e-3)
+    with_sketch = {**SKETCH, **EMPTY}
+    _, variables = model(**with_sketch)
+    variables = put(variables, ("params", "user_norm"), lambda _: neutral)
+    users = np.asarray(encoder(**with_sketch)(variables, BATCH, KEY))
+    np.testing.assert_allclose(users[..., :8].var(axis=-1), 1, rtol=1e-3)  # the sketch's own part is not normed
+
+
+def test_dropout_of_what_the_tower_reads_and_adds():
+    retriever, variables = model(model__dropout=0.5)
+    x, given, made = jnp.asarray(normal(1, *VALID.shape, 8)), {}, {}
+
+    def intercept(run, args, kwargs, context):
+        result, name = run(*args, **kwargs), context.module.name
+        if context.method_name == "__call__" and name in ("session", "target_attention", "user_out", "user_norm"):
+            given.setdefault(name, []).append(np.asarray(args[0])[VALID])
+            made.setdefault(name, []).append(np.asarray(result)[VALID])
+        return result
+
+    for deterministic in (False, True):
+        options = dict(method="user", last=False, deterministic=deterministic, rngs={"dropout": KEY})
+        with nn.intercept_methods(intercept):
+            retriever.net.apply({"params": variables["params"]}, x, x, None, BATCH, **options)
+    for (dropped, _), whole in (
+        (given["target_attention"], given["target_attention"][1]),
+        ([a - b for a, b in zip(given["user_norm"], made["session"], strict=True)], made["user_out"][0]),
+    ):
+        kept = np.abs(dropped) > 1e-5
+        assert 0.3 < kept.mean() < 0.7
+        np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(given["user_norm"][1] - made["session"][1], made["user_out"][1], atol=1e-4)
 
 
 def test_dropout_of_the_slot_acts_in_training_only():
@@ -835,6 +877,7 @@ def test_parameters_of_the_base_configuration():
     assert count(params["target_attention"]) == dense(4 * 64, 64) + dense(64, 1, bias=False) + 32 * 64  # 32 buckets
     assert count(params["user_hidden"]) == dense(64 + 64 + 2 * 8, 256)
     assert count(params["user_out"]) == dense(256, 64)
+    assert count(params["user_norm"]) == norm(64)
     first = conv(64 + 64 + 64, 32) + norm(32)  # over [known drifts ; X ; states]
     down = level(32, 32, step=0) + level(32, 64, step=0) + level(64, 64, step=0)
     up = dense(64, 64) + level(64 + 64, 64, step=0) + dense(64, 32) + level(32 + 32, 32, step=0)
@@ -843,7 +886,12 @@ def test_parameters_of_the_base_configuration():
     inputs = dense(64, 128) + dense(64, 128) + dense(32, 128) + dense(128, 128)  # z_r, condition, step (two layers)
     assert count(params["denoiser"]) == inputs + 2 * (norm(128) + dense(128, 128)) + norm(128) + dense(128, 64)
     rest = {"items", "users", "encoder", "slot_in", "session", "target_attention", "user_hidden", "user_out"}
-    assert set(params) == rest | {"item_norm", "drift_encoder", "denoiser"}  # the item tower is the identity
+    assert set(params) == rest | {
+        "item_norm",
+        "user_norm",
+        "drift_encoder",
+        "denoiser",
+    }  # the item tower is the identity
     assert CATEGORIES and CONTENT and USER_FEATURES  # the other tests have them all
 
 

@@ -34,6 +34,9 @@ class T2DiffCausalNet(nn.Module):
         self.target_attention = TargetAttention(m.activation_hidden, LAG_BUCKETS if self.sizes.lags else 0, dtype)
         self.user_hidden = nn.Dense(m.hidden, dtype=dtype)
         self.user_out = nn.Dense(m.dim, dtype=jnp.float32)
+        self.user_dropout = nn.Dropout(m.dropout)
+        # Without it user vectors grow with training, and with them how sure the model is of what it has seen.
+        self.user_norm = nn.LayerNorm(dtype=jnp.float32)
         if m.sketch_dim:
             self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
         if self.sizes.user_features:
@@ -125,6 +128,10 @@ class T2DiffCausalNet(nn.Module):
         x: [B, L, D]; states: [B, L, D], for P = 1 also those of the session alone; slots: xhat_{p+1} [B, P, D], None
         for mixed attention alone.
         """
+
+        def drop(a: jax.Array) -> jax.Array:
+            return self.user_dropout(a, deterministic=deterministic)
+
         first = x.shape[1] - 1 if last else 0
         query = states[:, -1:] if last else states
         if slots is not None:
@@ -134,13 +141,13 @@ class T2DiffCausalNet(nn.Module):
         past, session = past_and_session(self.model, batch, first)
         h_s = self.session(query, states, session[..., -states.shape[1] :], deterministic=deterministic)
         lag = self._lags(batch["age"], first) if self.sizes.lags else None
-        h_l = self.target_attention(self.item_norm(x), h_s, past, lag)
+        h_l = self.target_attention(drop(self.item_norm(x)), h_s, past, lag)
         parts = [h_l, h_s]
         if self.sizes.user_features:
             features = self.users(batch["user_features"])[:, None]
             parts.append(jnp.broadcast_to(features, (*h_s.shape[:2], features.shape[-1])).astype(h_s.dtype))
         hidden = nn.gelu(self.user_hidden(jnp.concatenate(parts, axis=-1)))
-        users = h_s.astype(jnp.float32) + self.user_out(hidden)
+        users = self.user_norm(h_s.astype(jnp.float32) + drop(self.user_out(hidden)))
         if not self.model.sketch_dim:
             return users
         return jnp.concatenate([users, self.sketch(users, self.item_tower(x), batch["history"], past)], axis=-1)
