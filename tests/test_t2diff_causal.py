@@ -181,7 +181,7 @@ def test_training_at_a_position_is_inference_at_that_position(changes):
         seen = VALID[:, p]
         np.testing.assert_allclose(trained[seen, p], expected[seen], atol=3e-5, rtol=1e-4)
         # It depends on where the window ends: the vectors of different positions differ.
-        assert p == 0 or np.all(np.any(np.abs(trained[seen, p] - trained[seen, p - 1]) > 1e-2, axis=-1))
+        assert p == 0 or np.all(np.any(np.abs(trained[seen, p] - trained[seen, p - 1]) > 2e-3, axis=-1))
 
 
 def test_the_loss_is_the_cross_entropy_of_these_vectors(monkeypatch):
@@ -538,7 +538,9 @@ def seen_by_attention(batch, *, last=False, **changes):
         if isinstance(module, TargetAttention):
             seen["past"], seen["lag"] = (np.asarray(a) for a in args[2:])
             return args[1]
-        return jnp.zeros((*args[0].shape[:-1], module.features)) if isinstance(module, nn.Dense) else run(*args)
+        if isinstance(module, nn.Dense):
+            return jnp.zeros((*args[0].shape[:-1], module.features))
+        return run(*args, **kwargs)
 
     x = jnp.zeros((*batch["history"].shape, 8))
     with nn.intercept_methods(intercept):
