@@ -297,8 +297,8 @@ def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str
 
 
 def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """What an older version stored, as one of today would have: with the sections that it did not know, which are for
-    evaluation or for other models, and with what it did where there is a key now."""
+    """What an older version stored, as one of today would have: under today's names, with the sections that it did not
+    know, which are for evaluation or for other models, and with what it did where there is a key now."""
     counts = {"items": "n_items", "users": "n_users"}
     stored = stored | {"dry_run": {counts.get(key, key): value for key, value in stored.get("dry_run", {}).items()}}
     aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}

@@ -39,7 +39,7 @@ from t2diff_jax.models.drift import (
 )
 from t2diff_jax.models.generators import Apply, Context, Generator, Truth, make_generator
 from t2diff_jax.models.objective import StepItems, expected_item, next_items, step_items
-from t2diff_jax.models.t2diff_causal_net import T2DiffCausalNet
+from t2diff_jax.models.t2diff_causal_net import READS_STATES, T2DiffCausalNet
 from t2diff_jax.nn.embeddings import is_item
 from t2diff_jax.nn.unet import causal_reach
 from t2diff_jax.seen import Seen
@@ -160,7 +160,7 @@ class T2DiffCausal:
     def _last_states(self, variables: Variables, x: jax.Array, history: jax.Array) -> jax.Array:
         """Those that serving reads, [B, S, D]: the session's, and as many as the U-Net reaches back to."""
         read = self.model.session_length
-        if self.model.slot in ("diffusion", "regressor", "vae", "gan"):
+        if self.model.slot in READS_STATES:
             read = max(read, 1 + causal_reach(self.diffusion.filters))
         return self._apply(variables, "encode", x, history, deterministic=True, last=min(read, x.shape[1]))
 

@@ -15,6 +15,8 @@ from t2diff_jax.nn.towers import ItemTower
 from t2diff_jax.nn.unet import UNet
 from t2diff_jax.types import LAG_BUCKETS, Batch, Catalogue, Sizes
 
+READS_STATES = ("diffusion", "regressor", "vae", "gan")  # slots whose generator is told of the window by the U-Net
+
 
 class T2DiffCausalNet(nn.Module):
     """The learned parts: item embedding, causal encoder and estimator, mixed attention, item tower."""
@@ -52,7 +54,7 @@ class T2DiffCausalNet(nn.Module):
         def head(features: int) -> Denoiser:
             return Denoiser(features, d.head_hidden, d.head_blocks, d.step_dim, dtype)
 
-        if m.slot in ("diffusion", "regressor", "vae", "gan"):
+        if m.slot in READS_STATES:
             self.drift_encoder = UNet(d.filters, m.dim, 0, True, dtype)
             self.drift_dropout = nn.Dropout(m.dropout)
             self.denoiser = head(m.dim)
