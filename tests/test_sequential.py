@@ -381,9 +381,8 @@ def test_hstu_by_hand(sizes):
                         lag = int(batch["age"][b, i]) - int(batch["age"][b, j])
                         bias = bias + p["by_lag_0"][int(np.log2(lag + 1))]
                     mixed[head] += reference.swish(q[b, j, head] @ k[b, i, head] + bias) * v[b, i, head] / len(seen)
-            expected[b, j] = x[b, j] + reference.dense(
-                p["out_0"], reference.layer_norm(p["norm_mixed_0"], mixed) * gate[b, j]
-            )
+            gated = reference.layer_norm(p["norm_mixed_0"], mixed) * gate[b, j]
+            expected[b, j] = reference.layer_norm(p["norm"], x[b, j] + reference.dense(p["out_0"], gated))
     check(states, expected, batch)
 
 
@@ -493,7 +492,7 @@ def test_stosa_scores_are_distances():
         ("gru4rec", 2 * 3 * (8 * 8 + 8) + (8 * 8 + 8)),
         ("caser", sum(h * 8 * 3 + 3 for h in range(1, 7)) + 6 * 2 + (6 * 3 + 2 * 8) * 8 + 8 + (8 * 8 + 8)),
         ("mamba4rec", 8 * 32 + (4 * 16 + 16) + 16 * 7 + (16 + 16) + 16 * 3 + 16 + 16 * 8 + 2 * (8 * 8 + 8) + 4 * 8),
-        ("hstu", 2 * 2 * 8 + 8 * 32 + (8 * 8 + 8) + 6),
+        ("hstu", 3 * 2 * 8 + 8 * 32 + (8 * 8 + 8) + 6),
         ("stosa", 2 * (6 * 8 + 3 * 2 * 8 + 3 * (8 * 8 + 8) + (8 * 8 + 8) + 2 * (8 * 8 + 8))),
         ("two_tower", (16 * 8 + 8) + (8 * 8 + 8)),
     ],

@@ -25,7 +25,7 @@ class HSTUNet(SequentialNet):
 
 
 class HSTUEncoder(nn.Module):
-    """x + f2(norm(A V) * U) per layer, with U, V, Q, K = silu(f1(norm(x))) and A = silu(Q K' + bias) / n.
+    """x + f2(norm(A V) * U) per layer, with U, V, Q, K = silu(f1(norm(x))) and A = silu(Q K' + bias) / n; a last norm.
 
     n is the number of behaviours that a place sees: weights are not normed against each other, so how many alike there
     are is not lost.
@@ -53,7 +53,7 @@ class HSTUEncoder(nn.Module):
             mixed = jnp.einsum("bhpl,blhe->bphe", weights, v).reshape(x.shape) / count
             mixed = nn.LayerNorm(dtype=self.dtype, name=f"norm_mixed_{i}")(mixed)
             x = x + nn.Dense(width, dtype=self.dtype, name=f"out_{i}")(drop(mixed * gate))
-        return x
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
     def _bias(self, layer: int, length: int, lags: jax.Array | None) -> jax.Array:
         """By the distance in places and, where there are times, by that in log2 seconds; [B or 1, 1, P, L]."""
