@@ -36,11 +36,12 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     return result
 
 
-def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, **changes):
+def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000, **changes):
     config = base.get_config().to_dict()
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
     config["model"].update(changes)
+    config["train"].update(steps=steps, batch_size=256)
     folder.mkdir(parents=True)
     for name, value in {"eval": evaluations[0], **{f"eval_{i}": e for i, e in enumerate(evaluations[1:])}}.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
@@ -114,9 +115,21 @@ def test_rows_that_come_first_have_a_table_before_the_others(page, tmp_path):
     assert [row[0] for row in tables(out.read_text())[kept]] == [
         "row", "---", "empty", "popularity", "row", "---", "diffusion", "popularity"
     ]  # fmt: skip
-    assert out.read_text().count("Variants:") == 1  # the other table has only rows that come first
+    assert out.read_text().count("Variants, 3,000 steps of 256 examples:") == 1  # the other section has none
     with pytest.raises(SystemExit):
         page_of_results.main([runs, "--out", str(out), "--first", "rival"])
+
+
+def test_only_rows_that_learned_for_as_long_are_compared(tmp_path):
+    for name, steps in (("a", 100), ("b", 100), ("a_long", 9000), ("b_long", 9000), ("c_longest", 20_000)):
+        make_run(tmp_path / f"{name}_seed0", [evaluation(0.2)], ranks=[1.0], steps=steps)
+    page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "a", "a_long"])
+    text = (tmp_path / "x.md").read_text()
+    heads, *lines = [re.findall(rf"^{start}", text, re.M) for start in (r"[\d,]+ steps of 256 examples:", r"\| \w+ ")]
+    assert heads == [f"{steps} steps of 256 examples:" for steps in ("20,000", "9,000", "100")]
+    labels = [line.strip("| ") for line in lines[0] if line != "| row "][:8]
+    assert labels == ["c_longest", "popularity", "a_long", "b_long", "popularity", "a", "b", "popularity"]
+    assert text.count("ndcg@10 against a_long [95 %]") == text.count("ndcg@10 against a [95 %]") == 1
 
 
 def test_the_sampler_table(page):

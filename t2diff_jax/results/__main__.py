@@ -27,17 +27,36 @@ def document(
     parts = ["# Results", intro]
     for name in sorted({runs[0].data for runs in rows.values()}):
         for excluded in (False, True):
-            fitting = (a for a in against if rows[a][0].data == name and is_excluded(rows[a][0]) == excluded)
-            compared = next(fitting, None)
-            groups = [label for label in rows if label in first], [label for label in rows if label not in first]
-            tables = [accuracy_table(rows, name, excluded, compared, labels) for labels in groups]
-            if tables := [table for table in tables if table.count("\n") > 1]:
+            own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
+            if tables := list(_tables(rows, name, excluded, against, first)):
                 title = f"{name}, seen items {'excluded' if excluded else 'not excluded'}"
-                own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
-                parts += [f"## {title}", "\n\nVariants:\n\n".join(tables), *_pictures(own, out, title)]
+                parts += [f"## {title}", *tables, *_pictures(own, out, title)]
     if table := sampler_table(rows):
         parts += ["## Sampler", table]
     return "\n\n".join([*parts, "## Commands", commands_table(rows)]) + "\n"
+
+
+def _tables(
+    rows: dict[str, list[Run]], name: str, excluded: bool, against: Sequence[str], first: Sequence[str]
+) -> Iterable[str]:
+    """A table for each length of training, since only rows that learned for as long say which model is better."""
+    for budget in sorted({_budget(runs) for runs in rows.values()}, reverse=True):
+        equal = {label: runs for label, runs in rows.items() if _budget(runs) == budget}
+        ranked = {a for a, r in equal.items() if r[0].data == name and is_excluded(r[0]) == excluded}
+        compared = next((a for a in against if a in ranked), None)
+        main = {label: runs for label, runs in equal.items() if label in first}
+        variants = {label: runs for label, runs in equal.items() if label not in first}
+        for kind, labels in (("", main), ("variants, " if first else "", variants)):
+            table = accuracy_table(equal, name, excluded, compared, labels)
+            if table.count("\n") > 1:
+                words = f"{kind}{budget[0]:,} steps of {budget[1]:,} examples:"
+                yield f"{words[0].upper()}{words[1:]}\n\n{table}"
+
+
+def _budget(runs: list[Run]) -> tuple[int, int]:
+    """Steps, examples a step."""
+    train = runs[0].config["train"]
+    return train["steps"], train["batch_size"]
 
 
 def _pictures(rows: dict[str, list[Run]], out: pathlib.Path, title: str) -> Iterable[str]:
