@@ -39,14 +39,17 @@ def document(
 def _tables(
     rows: dict[str, list[Run]], name: str, excluded: bool, against: Sequence[str], first: Sequence[str]
 ) -> Iterable[str]:
-    """A table for each length of training, since only rows that learned for as long say which model is better."""
+    """A table for each length of training, since only rows that learned for as long say which model is better.
+
+    Rows are compared with one of their own table where `against` has one, else with one of the other table.
+    """
     for budget in sorted({_budget(runs) for runs in rows.values()}, reverse=True):
         equal = {label: runs for label, runs in rows.items() if _budget(runs) == budget}
         ranked = {a for a, r in equal.items() if r[0].data == name and is_excluded(r[0]) == excluded}
-        compared = next((a for a in against if a in ranked), None)
-        main = {label: runs for label, runs in equal.items() if label in first}
-        variants = {label: runs for label, runs in equal.items() if label not in first}
+        main, variants = [a for a in equal if a in first], [a for a in equal if a not in first]
         for kind, labels in (("", main), ("variants, " if first else "", variants)):
+            beside = [a for a in against if a in ranked]
+            compared = next((a for a in beside if a in labels), beside[0] if beside else None)
             table = accuracy_table(equal, name, excluded, compared, labels)
             if table.count("\n") > 1:
                 words = f"{kind}{budget[0]:,} steps of {budget[1]:,} examples:"
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Writes a page of results from the folders of finished runs.")
     parser.add_argument("runs", type=pathlib.Path, help="folder of run folders")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the page; figures go to figures/ beside it")
-    against = "rows, one a table, that the others are compared with, by paired bootstrap"
+    against = "rows, one a table (the first that is in it), that the others are compared with, by paired bootstrap"
     parser.add_argument("--against", nargs="*", default=[], metavar="ROW", help=against)
     parser.add_argument("--first", nargs="*", default=[], metavar="ROW", help="rows with a table before the others'")
     parser.add_argument(
