@@ -36,7 +36,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     return result
 
 
-def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000, **changes):
+def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000, device="cpu", **changes):
     config = base.get_config().to_dict()
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
@@ -47,7 +47,7 @@ def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000,
         (folder / f"{name}.json").write_text(json.dumps(value))
     (folder / "config.json").write_text(json.dumps({"log_digest": "", "config": config}))
     command = f"python train.py --config configs/ml1m.py --config.data.path=/home/somebody/ml-1m --workdir {folder}"
-    origin = {"command": f"{command} --config.seed={seed}", "commit": "abc1234", "device": "cpu", "devices": 1}
+    origin = {"command": f"{command} --config.seed={seed}", "commit": "abc1234", "device": device, "devices": 1}
     (folder / "run.json").write_text(json.dumps({**origin, "cores": 2, "jax": "0.10.2"}))
     lines = [{"step": step, "split": "train", "examples_per_s": 256.0, "loss": 1.0} for step in (60, 120)]
     lines += [{"step": step, "split": "validation", "ndcg@10": step / 1000} for step in (60, 120)]
@@ -123,6 +123,15 @@ def test_rows_that_come_first_have_a_table_before_the_others(page, tmp_path):
     assert out.read_text().count("ndcg@10 against diffusion [95 %]") == 1
     with pytest.raises(SystemExit):
         page_of_results.main([runs, "--out", str(out), "--first", "rival"])
+
+
+def test_speed_is_that_of_a_kind_of_device(tmp_path):
+    for seed, device, ms in ((0, "cpu", 4.0), (1, "GPU X", 0.01), (2, "GPU X", 0.03)):
+        run = evaluation(0.2) | {"milliseconds_per_user": ms}
+        make_run(tmp_path / f"a_seed{seed}", [run], seed=seed, device=device)
+    page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md")])
+    head, _, row, _ = tables((tmp_path / "x.md").read_text())["movielens ml-1m, user_holdout, seen items not excluded"]
+    assert dict(zip(head, row, strict=True))["ms per user"] == "4.00; 0.02 (GPU X)"
 
 
 def test_only_rows_that_learned_for_as_long_are_compared(tmp_path):

@@ -31,13 +31,12 @@ def accuracy_table(
         if runs[0].data != name or None in found or (labels is not None and label not in labels):
             continue
         cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
-        speed = np.mean([e["milliseconds_per_user"] for e in found])
         size = next((e["parameters"] for e in found if "parameters" in e), None)  # older versions did not say
         cells += [
             *_slot_cells(found),
             f"{size:,}" if size else "",
-            f"{speed:.2f}",
-            f"{np.mean([run.minutes for run in runs]):.0f}",
+            _by_device(runs, [e["milliseconds_per_user"] for e in found], 2),
+            _by_device(runs, [run.minutes for run in runs], 0),
         ]
         if against:
             ranked = all(is_excluded(run) == excluded for run in (*runs, *rows[against]))
@@ -92,6 +91,15 @@ def _metric_cell(found: list[dict[str, Any]], metric: str) -> str:
     """Over seeds; empty where an evaluation lacks the metric (kept runs older than the log loss have none)."""
     lacking = any(metric not in result["metrics"] for result in found)
     return "" if lacking else mean_over_seeds([metric_mean(result, metric) for result in found])
+
+
+def _by_device(runs: list[Run], values: list[float], digits: int) -> str:
+    """The mean over the runs of each kind of device, which is named where it is no CPU."""
+    kinds: dict[str, list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        kinds.setdefault(run.origin["device"], []).append(value)
+    cells = ((kind, f"{np.mean(of_kind):.{digits}f}") for kind, of_kind in kinds.items())
+    return "; ".join(mean if kind == "cpu" else f"{mean} ({kind})" for kind, mean in cells)
 
 
 def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
