@@ -3,7 +3,7 @@
 python train.py --config configs/rivals/diffurec.py --config.data.path=DIR --workdir runs/diffurec
 
 Test, seed 0, seen items not excluded, the history sketch, one call (commit d257c2a): HR@10 .288, NDCG@10 .165;
-published .263, .148.
+published .263, .148 (3,000 steps). Seen items excluded, 32 calls (commit 198a3f1, seed 0): .343, .201.
 """
 
 from configs import ml1m_loo

@@ -2,8 +2,8 @@
 
 python train.py --config configs/rivals/gru4rec.py --config.data.path=DIR --workdir runs/gru4rec
 
-9 minutes. Test, means of seeds 0 to 2 (commits 3f7bb46, 3c71760): HR@10 .314, NDCG@10 .182; published with
-cross-entropy: HR@10 .281.
+After 3,000 steps (9 minutes): test, means of seeds 0 to 2 (commits 3f7bb46, 3c71760): HR@10 .314, NDCG@10 .182;
+published with cross-entropy: HR@10 .281.
 """
 
 from configs import ml1m_loo
