@@ -1,8 +1,7 @@
 """Checkpoints that are checked: Orbax writes and reads them, digests of our own prove that what came back went in.
 
-Layout of a workdir (a local or mounted folder, shared between processes):
+Layout, in a workdir (`workdir.py`):
 
-    config.json            the configuration and the digest of the log, written at the first start
     checkpoints/<step>/    one Orbax checkpoint: item `state` (the arrays) and item `manifest` (JSON)
 
 Orbax restores silently wrong values from a file with a flipped bit, casts to the requested dtype, and may ignore the
@@ -24,24 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from t2diff_jax.config import Config
-from t2diff_jax.config_values import ASIDE, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.array_digest import array_digest
 from t2diff_jax.sharding import fetch_each
-from t2diff_jax.writer import write_json
 
-CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
 _REMOVED = "removed"  # steps no longer kept are renamed into this folder before their files go: a kill leaves none half
 _REMEDY = "delete that folder to go on from an earlier checkpoint, or evaluate another --step"
-_SALTS = (0x9E3779B9, 0x6A09E667)  # fractional parts of the golden ratio and of sqrt(2): any two constants would do
-# Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
-_NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
-# What versions before these keys of `model` did.
-_BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
-_DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
 class CheckpointError(RuntimeError):
@@ -141,7 +130,7 @@ class Checkpointer:
             raise CheckpointError(f"{self._folder} has no checkpoint of step {step}; present: {present}")
         manifest = self._read_manifest(step)
         if manifest["log_digest"] != self._log_digest:
-            raise CheckpointError(f"{self._where(step)} is of {_other_log(manifest['log_digest'], self._log_digest)}")
+            raise CheckpointError(f"{self._where(step)} is of {other_log(manifest['log_digest'], self._log_digest)}")
         self._check_forms(step, manifest["forms"], _forms(abstract_state))
         unreadable = _explained(f"{self._where(step)} cannot be read", f"If its files are damaged, {_REMEDY}")
         with unreadable, _only_the_first_failure_is_told():
@@ -222,7 +211,7 @@ class Checkpointer:
         lines = [f"  {name}: {a} in the checkpoint, {b} wanted" for name, (a, b) in forms.items() if a != b]
         if lines:
             more = [f"  and {len(lines) - 8} more"] if len(lines) > 8 else []
-            remedy = f"Restore it with the settings in {self._folder.parent / CONFIG_FILE}"
+            remedy = f"Restore it with the settings in {self._folder.parent / 'config.json'}"
             raise CheckpointError("\n".join([f"{self._where(step)} does not fit:", *lines[:8], *more, remedy]))
 
 
@@ -238,125 +227,6 @@ class _KeepSteps:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         kept = self._steps_to_keep([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
-
-
-def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
-    """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
-
-    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start
-    to start; the file follows.
-
-    Raises:
-      ConfigError: settings that make another run differ from the stored ones; lists them.
-      CheckpointError: another log, an unreadable `config.json`, or checkpoints without one. Nothing is overwritten.
-    """
-    folder = pathlib.Path(workdir)
-    path = folder / CONFIG_FILE
-    trained = any(child.name.isdigit() for child in (folder / FOLDER).glob("*"))
-    if path.exists():
-        old, old_digest = read_config(folder, config)
-        if conflicts := resume_conflicts(old, config):
-            remedy = "set the stored values to go on with that run" if trained else "delete it: it holds no checkpoint"
-            raise ConfigError(
-                f"{path} was written by a run with other settings:\n{_listed(conflicts)}\n"
-                f"Use another --workdir, or {remedy}"
-            )
-        if old_digest != log_digest:
-            raise CheckpointError(f"{path} belongs to {_other_log(old_digest, log_digest)}")
-        if old == config:
-            return
-    elif trained:
-        raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG_FILE}: put it back or use another --workdir")
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
-
-
-def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str]:
-    """The configuration and the log digest that a workdir was started with.
-
-    Keys of sections that may change from start to start, where an older version did not write them, are those of
-    `config`.
-
-    Raises:
-      CheckpointError: there is no `config.json`, or it is not what this version writes.
-    """
-    path = pathlib.Path(workdir) / CONFIG_FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        values, log_digest = stored["config"], stored["log_digest"]
-        if not (isinstance(values, dict) and isinstance(log_digest, str)):
-            raise TypeError("config must be an object and log_digest a string")
-        return from_mapping(_with_newer_sections(values, to_dict(config))), log_digest
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): put a copy back, or use another --workdir"
-        ) from error
-
-
-def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """What an older version stored, as one of today would have: under today's names, with the sections that it did not
-    know, which are for evaluation or for other models, and with what it did where there is a key now."""
-    counts = {"items": "n_items", "users": "n_users"}
-    stored = stored | {"dry_run": {counts.get(key, key): value for key, value in stored.get("dry_run", {}).items()}}
-    aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
-    model = dict(stored["model"])
-    renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
-    sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
-    known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}
-    return stored | aside | {"model": model | sections | known}
-
-
-def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
-    """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
-
-    Raises:
-      ConfigError: lists the fields that differ apart from the sections `config_values.ASIDE`, train.*, optim.*,
-        data.path, the sampler, the number of drawn intents, and a `loss.negatives` that is not settled.
-      CheckpointError: the workdir has no readable `config.json`.
-    """
-    old, _ = read_config(workdir, config)
-    learned = config.model.slot == "learned" or config.diffusion.noise == "intent"
-    free = _NOT_MODEL if learned else _NOT_MODEL + _DRAWN
-    free += ("loss.negatives",) if config.loss.negatives == -1 else ()  # settled when the run was started
-    differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}
-    if differing:
-        raise ConfigError(
-            f"the checkpoints in {workdir} are of another model or other data:\n{_listed(differing)}\n"
-            "Set the stored values, or name another --workdir"
-        )
-
-
-@jax.jit  # called per array: a state has many arrays and few shapes
-def array_digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two uint32 scalars over the bits and the places of all elements; the same for every sharding and device count.
-
-    With w_i the 32-bit words of `x` and h a bijection of uint32: sum_i h(w_i xor h(i + salt)) mod 2^32, for two salts.
-    A term is a bijection of its word, so a change within one word always shows; any other (swapped elements, zeroed
-    blocks) escapes with probability 2^-64. A plain weighted sum would miss the swap of a value with its negative.
-    """
-    words = _words(x)
-    index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):  # no reshape: that would gather a sharded array
-        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    a, b = (jnp.sum(_mix(words ^ _mix(index + jnp.uint32(salt))), dtype=jnp.uint32) for salt in _SALTS)
-    return a, b
-
-
-def _words(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    width = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
-
-
-def _mix(h: jax.Array) -> jax.Array:
-    """Bijection of uint32 that spreads every bit: xor-shifts and odd multiplications, MurmurHash3's constants."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -389,11 +259,8 @@ def _score(metrics: Mapping[str, float], select: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _listed(pairs: Mapping[str, tuple[Any, Any]]) -> str:
-    return "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in pairs.items())
-
-
-def _other_log(old: str, new: str) -> str:
+def other_log(old: str, new: str) -> str:
+    """What to say where the digests of two logs differ, and what to do."""
     return f"another interaction log (digest {old} there, {new} now): use the data of that run, or another --workdir"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2diff_jax.checkpoint import Checkpointer, CheckpointError, check_same_model
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 from t2diff_jax.config import Config
 from t2diff_jax.diffusion.samplers import sampling_steps
 from t2diff_jax.evaluate import recommendations_text, report, summarise
@@ -15,6 +15,7 @@ from t2diff_jax.experiment import Experiment, build
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
 from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
+from t2diff_jax.workdir import check_same_model
 from t2diff_jax.writer import metrics_table, say, write_json
 
 _STEPS_SHOWN, _DENOISED_TARGETS = 8, 1000  # of the table of denoising quality by r

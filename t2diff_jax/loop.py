@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2diff_jax.checkpoint import Checkpointer, open_workdir
+from t2diff_jax.checkpoint import Checkpointer
 from t2diff_jax.data.batches import prefetch
 from t2diff_jax.evaluate import summarise
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.interrupt import Preempted, StopRequest
 from t2diff_jax.train_state import TrainState
+from t2diff_jax.workdir import open_workdir
 from t2diff_jax.writer import MetricsWriter, progress_line, say
 
 

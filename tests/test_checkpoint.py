@@ -1,13 +1,10 @@
-"""Checkpoints come back exactly or not at all; a workdir belongs to one run."""
+"""Checkpoints come back exactly or not at all."""
 
-import dataclasses
 import gc
-import json
 import logging
 import os
 import pathlib
 import random
-import runpy
 import subprocess
 import sys
 import typing
@@ -21,8 +18,7 @@ import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2diff_jax import checkpoint
-from t2diff_jax.checkpoint import Checkpointer, CheckpointError, array_digest
-from t2diff_jax.config_values import ConfigError, from_mapping
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 
 ROOT = pathlib.Path(checkpoint.__file__).parents[1]
 # Orbax abandons the reads that were under way when one of them fails; Python reports them when it collects them.
@@ -76,23 +72,6 @@ def _folder(workdir, step: int) -> pathlib.Path:
 
 def _largest_file(folder: pathlib.Path) -> pathlib.Path:
     return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-
-
-def _base_config():
-    return from_mapping(runpy.run_path(str(ROOT / "configs" / "base.py"))["get_config"]())
-
-
-def _changed(config, **values):
-    """`config` with the keys section__name replaced."""
-    for name, value in values.items():
-        *sections, key = name.split("__")
-        parts = [config]
-        for section in sections:
-            parts.append(getattr(parts[-1], section))
-        for name, part in zip((key, *reversed(sections)), reversed(parts), strict=True):
-            value = dataclasses.replace(part, **{name: value})
-        config = value
-    return config
 
 
 def test_round_trip_is_exact_and_survives_donation(tmp_path):
@@ -372,154 +351,3 @@ def test_a_kill_during_a_removal_leaves_whole_checkpoints(tmp_path):
         assert 1 not in checkpointer.steps() and checkpointer.latest_step() is not None
         assert checkpointer.best_step() is None  # every manifest could be read
         assert not (tmp_path / "checkpoints" / "removed").exists()
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
-def test_digest_does_not_depend_on_the_sharding():
-    x = np.random.default_rng(0).normal(size=(16, 8, 3)).astype(np.float32)
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    specs = [(), ("data",), (None, "model"), ("data", "model"), (("data", "model"),)]
-    digests = {tuple(map(int, array_digest(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*s)))))) for s in specs}
-    assert digests == {tuple(map(int, array_digest(jnp.asarray(x))))}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8", "bool", "uint16"])
-def test_digest_sees_every_bit_and_every_place(dtype):
-    rng = np.random.default_rng(1)
-    x = np.asarray(jnp.asarray(rng.integers(0, 2, size=(3, 5)), dtype))
-    before = jax.device_get(array_digest(jnp.asarray(x)))
-    word = np.dtype(f"u{x.dtype.itemsize}")
-    for place in range(x.size):
-        for bit in range(1 if dtype == "bool" else 8 * x.dtype.itemsize):
-            words = x.copy().view(word).reshape(-1)
-            words[place] ^= word.type(1 << bit)
-            after = jax.device_get(array_digest(jnp.asarray(words.view(x.dtype).reshape(x.shape))))
-            assert all(a != b for a, b in zip(after, before, strict=True))
-    swapped = x.copy().reshape(-1)
-    i, j = int(np.argmax(swapped != 0)), int(np.argmax(swapped == 0))
-    swapped[[i, j]] = swapped[[j, i]]
-    assert jax.device_get(array_digest(jnp.asarray(swapped.reshape(x.shape)))) != before
-
-
-def test_digest_against_a_naive_sum_and_sign_swaps():
-    def mix(h):
-        h = ((h ^ (h >> 16)) * 0x85EBCA6B) % 2**32
-        h = ((h ^ (h >> 13)) * 0xC2B2AE35) % 2**32
-        return h ^ (h >> 16)
-
-    x = np.array([[1.0, -1.0, 2.0], [0.5, 0.0, -0.0]], np.float32)
-    words = [int(w) for w in x.view(np.uint32).reshape(-1)]
-    naive = tuple(
-        sum(mix(w ^ mix((i + salt) % 2**32)) for i, w in enumerate(words)) % 2**32 for salt in (0x9E3779B9, 0x6A09E667)
-    )
-    assert tuple(map(int, array_digest(jnp.asarray(x)))) == naive
-    for a, b in ((0, 1), (4, 5)):  # pairs that differ in the sign bit only
-        swapped = x.copy().reshape(-1)
-        swapped[[a, b]] = swapped[[b, a]]
-        assert tuple(map(int, array_digest(jnp.asarray(swapped.reshape(x.shape))))) != naive
-
-
-def test_workdir_is_claimed_and_read_back(tmp_path):
-    config, workdir = _base_config(), tmp_path / "new" / "run"
-    checkpoint.open_workdir(workdir, config, "log")
-    assert checkpoint.read_config(workdir, config) == (config, "log")
-    checkpoint.open_workdir(workdir, config, "log")
-    longer = _changed(config, train__steps=9999, eval__noise_keys=2)
-    checkpoint.open_workdir(workdir, longer, "log")
-    assert checkpoint.read_config(workdir, config) == (longer, "log")
-    assert [child.name for child in workdir.iterdir()] == ["config.json"]
-
-
-def test_conflicts_are_listed_and_nothing_is_overwritten(tmp_path):
-    config = _base_config()
-    checkpoint.open_workdir(tmp_path, config, "log")
-    before = (tmp_path / "config.json").read_bytes()
-    changed = _changed(config, model__dim=128, optim__clip_norm=2.0, train__steps=1)
-    with pytest.raises(ConfigError, match=r"model\.dim: 64 there, 128 now\n.*optim\.clip_norm: 1\.0 ") as caught:
-        checkpoint.open_workdir(tmp_path, changed, "log")
-    assert "--workdir, or delete it: it holds no checkpoint" in str(caught.value)
-    assert "train.steps" not in str(caught.value)
-    _folder(tmp_path, 5).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="--workdir, or set the stored values to go on"):
-        checkpoint.open_workdir(tmp_path, changed, "log")
-    with pytest.raises(CheckpointError, match=r"digest log there, other now.*--workdir"):
-        checkpoint.open_workdir(tmp_path, config, "other")
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_a_run_of_an_older_version_goes_on(tmp_path):
-    """It knew neither today's keys of evaluation nor the sections of other models; what it did not know stays free."""
-    config = _base_config()
-    checkpoint.open_workdir(tmp_path, config, "log")
-    path = tmp_path / "config.json"
-    stored = json.loads(path.read_text())
-    del stored["config"]["auto"], stored["config"]["eval"]["search_recall"], stored["config"]["model"]["interests"]
-    del stored["config"]["model"]["mamba"]["chunk"], stored["config"]["model"]["bert4rec"]
-    stored["config"]["model"]["bert_masked"] = 0.2
-    stored["config"]["dry_run"]["items"] = stored["config"]["dry_run"].pop("n_items")
-    path.write_text(json.dumps(stored))
-    with pytest.raises(ConfigError, match=r"mamba\.chunk: 0 there, 4 now"):  # it had all places at once
-        checkpoint.check_same_model(tmp_path, config)
-    config = _changed(config, model__mamba__chunk=0)
-    checkpoint.open_workdir(tmp_path, _changed(config, model__interests__number=9), "log")
-    checkpoint.check_same_model(tmp_path, _changed(config, model__interests__number=9))
-    del stored["config"]["model"]["heads"]
-    path.write_text(json.dumps(stored))
-    with pytest.raises(CheckpointError, match=r"heads: missing"):
-        checkpoint.open_workdir(tmp_path, config, "log")
-
-
-def test_same_model_ignores_how_it_was_trained(tmp_path):
-    config = _base_config()
-    checkpoint.open_workdir(tmp_path, config, "log")
-    other = _changed(config, train__batch_size=8, optim__ema=0.9, eval__block=64, mesh__model=2, data__path="x")
-    checkpoint.check_same_model(tmp_path, other)
-    with pytest.raises(ConfigError, match=r"model\.heads: 2 there, 4 now\n.*diffusion\.steps: 50 there, 60") as caught:
-        checkpoint.check_same_model(tmp_path, _changed(other, model__heads=4, diffusion__steps=60))
-    assert not any(name in str(caught.value) for name in ("batch_size", "ema", "block", "data.path", "mesh."))
-
-
-@pytest.mark.parametrize(
-    ("slot", "noise", "free"),
-    [("diffusion", "request", True), ("diffusion", "intent", False), ("learned", "request", False)],
-)
-def test_intents_may_be_drawn_in_any_number_but_not_where_they_are_learned(tmp_path, slot, noise, free):
-    changes = dict(model__name="t2diff_causal", model__slot=slot, diffusion__noise=noise, diffusion__samples=2)
-    config = _changed(_base_config(), **changes)
-    checkpoint.open_workdir(tmp_path, config, "log")
-    more = _changed(config, diffusion__samples=4)
-    if free:
-        checkpoint.check_same_model(tmp_path, more)
-    else:
-        with pytest.raises(ConfigError, match=r"diffusion\.samples: 2 there, 4 now"):
-            checkpoint.check_same_model(tmp_path, more)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"config": 3, "log_digest": "x"}', '{"config": {}, "log_digest": "x"}', "\udcff"]
-)
-def test_an_unreadable_config_is_an_error_and_stays(tmp_path, text):
-    path = tmp_path / "config.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    before = path.read_bytes()
-    for call in (
-        lambda: checkpoint.open_workdir(tmp_path, _base_config(), "log"),
-        lambda: checkpoint.read_config(tmp_path, _base_config()),
-        lambda: checkpoint.check_same_model(tmp_path, _base_config()),
-    ):
-        with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*--workdir"):
-            call()
-    assert path.read_bytes() == before
-
-
-def test_a_missing_config_is_an_error_where_one_is_needed(tmp_path):
-    with pytest.raises(CheckpointError, match="no run was started"):
-        checkpoint.read_config(tmp_path / "nowhere", _base_config())
-    with _open(tmp_path, read_only=True) as checkpointer:
-        assert checkpointer.steps() == []
-    assert list(tmp_path.iterdir()) == []
-    with _open(tmp_path) as checkpointer:
-        checkpointer.save(1, _state(1), {})
-    with pytest.raises(CheckpointError, match=r"checkpoints but no config\.json"):
-        checkpoint.open_workdir(tmp_path, _base_config(), "log")
-    assert not (tmp_path / "config.json").exists()

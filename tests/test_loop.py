@@ -11,7 +11,8 @@ import tiny
 from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax import evaluate, final, loop
-from t2diff_jax.checkpoint import Checkpointer, CheckpointError, open_workdir
+from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+from t2diff_jax.workdir import open_workdir
 from t2diff_jax.writer import MetricsWriter
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -1,0 +1,120 @@
+"""What a workdir belongs to: one configuration and one log, written at its first start and checked ever after.
+
+    config.json            the configuration and the digest of the log
+    checkpoints/           see `checkpoint.py`
+
+A workdir is a local or mounted folder, shared between processes.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from t2diff_jax.checkpoint import FOLDER, CheckpointError, other_log
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ASIDE, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.writer import write_json
+
+CONFIG_FILE = "config.json"
+# Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
+_NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
+# What versions before these keys of `model` did.
+_BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
+_DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
+
+
+def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
+    """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
+
+    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start
+    to start; the file follows.
+
+    Raises:
+      ConfigError: settings that make another run differ from the stored ones; lists them.
+      CheckpointError: another log, an unreadable `config.json`, or checkpoints without one. Nothing is overwritten.
+    """
+    folder = pathlib.Path(workdir)
+    path = folder / CONFIG_FILE
+    trained = any(child.name.isdigit() for child in (folder / FOLDER).glob("*"))
+    if path.exists():
+        old, old_digest = read_config(folder, config)
+        if conflicts := resume_conflicts(old, config):
+            remedy = "set the stored values to go on with that run" if trained else "delete it: it holds no checkpoint"
+            raise ConfigError(
+                f"{path} was written by a run with other settings:\n{_listed(conflicts)}\n"
+                f"Use another --workdir, or {remedy}"
+            )
+        if old_digest != log_digest:
+            raise CheckpointError(f"{path} belongs to {other_log(old_digest, log_digest)}")
+        if old == config:
+            return
+    elif trained:
+        raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG_FILE}: put it back or use another --workdir")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
+
+
+def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str]:
+    """The configuration and the log digest that a workdir was started with.
+
+    Keys of sections that may change from start to start, where an older version did not write them, are those of
+    `config`.
+
+    Raises:
+      CheckpointError: there is no `config.json`, or it is not what this version writes.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        values, log_digest = stored["config"], stored["log_digest"]
+        if not (isinstance(values, dict) and isinstance(log_digest, str)):
+            raise TypeError("config must be an object and log_digest a string")
+        return from_mapping(_with_newer_sections(values, to_dict(config))), log_digest
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): put a copy back, or use another --workdir"
+        ) from error
+
+
+def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """What an older version stored, as one of today would have: under today's names, with the sections that it did not
+    know, which are for evaluation or for other models, and with what it did where there is a key now."""
+    counts = {"items": "n_items", "users": "n_users"}
+    stored = stored | {"dry_run": {counts.get(key, key): value for key, value in stored.get("dry_run", {}).items()}}
+    aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
+    model = dict(stored["model"])
+    renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
+    sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
+    known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}
+    return stored | aside | {"model": model | sections | known}
+
+
+def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
+    """Checks that `config` describes the model and the data of a workdir; how it is trained and measured may differ.
+
+    Raises:
+      ConfigError: lists the fields that differ apart from the sections `config_values.ASIDE`, train.*, optim.*,
+        data.path, the sampler, the number of drawn intents, and a `loss.negatives` that is not settled.
+      CheckpointError: the workdir has no readable `config.json`.
+    """
+    old, _ = read_config(workdir, config)
+    learned = config.model.slot == "learned" or config.diffusion.noise == "intent"
+    free = _NOT_MODEL if learned else _NOT_MODEL + _DRAWN
+    free += ("loss.negatives",) if config.loss.negatives == -1 else ()  # settled when the run was started
+    differing = {name: pair for name, pair in differences(old, config).items() if not name.startswith(free)}
+    if differing:
+        raise ConfigError(
+            f"the checkpoints in {workdir} are of another model or other data:\n{_listed(differing)}\n"
+            "Set the stored values, or name another --workdir"
+        )
+
+
+def _listed(pairs: Mapping[str, tuple[Any, Any]]) -> str:
+    return "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in pairs.items())
