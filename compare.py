@@ -4,10 +4,13 @@ python compare.py --config configs/table.py --config.data.path=LOG.csv --workdir
 python compare.py --config configs/table.py --config.data.path=LOG.csv --workdir runs/own --models=sasrec,gru4rec \
     --row="four intents: --config.model.name=t2diff_causal --config.diffusion.samples=4 ..."
 
-What is finished is not trained again: start it again after a stop, or with more models or seeds.
+What is finished is not trained again: start it again after a stop, or with more models or seeds. Small models leave
+much of a GPU idle: --at_once=8 trains so many at a time (NVIDIA's MPS lets them compute at the same time).
 """
 
+import concurrent.futures
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -25,6 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, and of the 
 _MODELS = flags.DEFINE_list("models", ["t2diff_causal", "sasrec"], "Models of model.name, a row each.")
 _ROW = flags.DEFINE_multi_string("row", [], "A further row: its name, a colon, and what sets it apart.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Training seeds a row, from 0.", lower_bound=1)
+_AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs at a time; of several each writes to its own file.", lower_bound=1)
 _SHOWN = (
     "row",
     "seeds",
@@ -39,16 +43,19 @@ _SHOWN = (
 
 
 def main(argv: list[str]) -> None:
-    """One process a run, one after another; then the table."""
+    """One process a run; then the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     folder, rows = pathlib.Path(_WORKDIR.value), dict(_row(text) for text in (*map(_model, _MODELS.value), *_ROW.value))
     given = flags.FLAGS["config"]
     shared = [f"--config={config_flags.get_config_filename(given)}"]
     shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
-    for label, own in rows.items():
-        for seed in range(_SEEDS.value):
-            train(folder / f"{label}_seed{seed}", [*shared, *own, f"--config.seed={seed}"])
+    wanted = {
+        folder / f"{label}_seed{seed}": [*shared, *own, f"--config.seed={seed}"]
+        for label, own in rows.items()
+        for seed in range(_SEEDS.value)
+    }
+    train_all({workdir: words for workdir, words in wanted.items() if not is_done(workdir, words)}, _AT_ONCE.value)
     runs = rows_of(run for run in read_runs(folder) if run.label in rows)
     first = next(iter(rows))
     data, excluded = runs[first][0].data, runs[first][0].config["eval"]["exclude_seen"]
@@ -58,22 +65,49 @@ def main(argv: list[str]) -> None:
     print(f"\n{data}, test\n\n{columns(table, shown)}\n\nall columns: {folder / 'comparison.md'}")
 
 
-def train(workdir: pathlib.Path, words: list[str]) -> None:
-    """Trains and tests one run unless that is done; ends with its status where it fails.
+def is_done(workdir: pathlib.Path, words: list[str]) -> bool:
+    """Whether a run was trained and tested before. Exits where that was with other words: it is not of this table."""
+    if not (workdir / "eval.json").exists():
+        return False
+    before = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["command"]
+    if before != _command(workdir, words):
+        sys.exit(f"{workdir} was made by\n  {before}\nand not with these settings: name another --workdir")
+    print(f"{workdir.name}: done before", flush=True)
+    return True
 
-    Exits where the run was made with other words: it does not belong in the table.
-    """
-    words = [*words, f"--workdir={workdir}"]
-    if (workdir / "eval.json").exists():
-        before = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["command"]
-        if before != shlex.join(["python", "train.py", *words]):
-            sys.exit(f"{workdir} was made by\n  {before}\nand not with these settings: name another --workdir")
-        print(f"{workdir.name}: done before", flush=True)
-        return
-    print(f"{workdir.name}: {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *words])
-    if done.returncode:
-        sys.exit(done.returncode)
+
+def train_all(wanted: dict[pathlib.Path, list[str]], at_once: int) -> None:
+    """Trains and tests runs, so many at a time. Where one fails no more are started, and the command ends as it did."""
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        runs = [pool.submit(train, workdir, words, apart=at_once > 1) for workdir, words in wanted.items()]
+        try:
+            for run in concurrent.futures.as_completed(runs):
+                run.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
+    """Trains and tests one run; `apart`: what it prints goes to a file beside its folder."""
+    command = _command(workdir, words)
+    print(f"{workdir.name}: {command}", flush=True)
+    call = [sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *shlex.split(command)[2:]]
+    if not apart:
+        status = subprocess.run(call).returncode
+    else:
+        output = workdir.parent / f"{workdir.name}.log"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # else the first takes most of a GPU's memory
+        with output.open("a", encoding="utf-8") as file:
+            status = subprocess.run(call, env=shared, stdout=file, stderr=subprocess.STDOUT).returncode
+        print(f"{workdir.name}: {f'failed, see {output}' if status else 'done'}", flush=True)
+    if status:
+        sys.exit(status)
+
+
+def _command(workdir: pathlib.Path, words: list[str]) -> str:
+    return shlex.join(["python", "train.py", *words, f"--workdir={workdir}"])
 
 
 def _model(name: str) -> str:

@@ -34,6 +34,18 @@ def test_rows_of_models_and_of_flags(tmp_path):
     assert again.stdout[again.stdout.index("\nrow ") :] == done.stdout[done.stdout.index("\nrow ") :]
 
 
+def test_several_at_once(tmp_path):
+    done = run(tmp_path, "--models=caser", "--seeds=2", "--at_once=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "caser_seed0: done\n" in done.stdout and "caser_seed1: done\n" in done.stdout and "loss" not in done.stdout
+    for seed in (0, 1):
+        assert "recall@10" in (tmp_path / f"caser_seed{seed}.log").read_text()
+    row = next(line for line in done.stdout.splitlines() if line.startswith("caser "))
+    assert row.split()[1] == "2"
+    failed = run(tmp_path / "other", "--models=caser,sasrec,gru4rec", "--config.model.hidden=0", "--at_once=2")
+    assert failed.returncode == 1 and "failed, see" in failed.stdout and not list(tmp_path.glob("other/*/eval.json"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(["--row=nameless"], "give its name, a colon"), (["--models=transformer9"], "config.model.name: 'transformer9'")],
