@@ -18,6 +18,7 @@ def get_config():
     config.data.protocol = "temporal"
     config.data.window = 100
     config.model.session_gap = 3600
+    config.model.user_scale = 4.0  # short training: by validation, for T2Diff and SASRec alike
     config.diffusion.stop_gradient = False
     config.diffusion.target = "item"
     config.optim.kernels = "muon"

@@ -177,6 +177,7 @@ class ModelConfig:
     dropout: float
     positions: typing.Literal["learned", "rotary"]
     vectors: int
+    user_scale: float
     attend_self: bool
     session_length: int
     session_gap: int

@@ -11,6 +11,7 @@ Rules = list[tuple[bool, str, str]]
 WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
+_SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 
 
@@ -96,6 +97,12 @@ def model_rules(c: "Config") -> Rules:
             "model.vectors",
             f"is for {', '.join(_MIXTURES)}; models with a slot have diffusion.samples, those of several interests "
             "model.interests.number",
+        ),
+        (m.user_scale > 0, "model.user_scale", "must be positive"),
+        (
+            m.user_scale == 1 or m.name in _SCALED,
+            "model.user_scale",
+            f"is for {', '.join(_SCALED)}; must be 1 for other models",
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),

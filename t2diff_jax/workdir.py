@@ -89,7 +89,7 @@ def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dic
     counts = {"items": "n_items", "users": "n_users"}
     stored = stored | {"dry_run": {counts.get(key, key): value for key, value in stored.get("dry_run", {}).items()}}
     aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
-    model = dict(stored["model"])
+    model = {"user_scale": 1.0} | stored["model"]
     renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
     sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
     known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}

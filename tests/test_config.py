@@ -143,6 +143,8 @@ RULES = [
     ("model.dropout", {"model.dropout": 1.0}),
     *(("model", {f"model.{name}": -1}) for name in ("category_dim", "content_dim", "sketch_dim", "layers")),
     *(("model", {f"model.{name}": 0}) for name in ("hidden", "activation_hidden", "user_feature_dim", "init_sd")),
+    ("model.user_scale", {"model.user_scale": 0.0, "model.name": "sasrec"}),
+    ("model.user_scale", {"model.user_scale": 2.0, "model.name": "stosa"}),
     ("model.bert4rec.masked", {"model.bert4rec.masked": 1.1}),
     ("model.caser", {"model.caser.last": 0}),
     ("model.mamba", {"model.mamba.conv": 0}),

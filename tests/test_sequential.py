@@ -124,6 +124,16 @@ def test_loss_against_numpy(model):
     assert metrics["loss_tower"] == loss and stats == {}
 
 
+def test_users_are_scaled():
+    plain, scaled = (make("sasrec", PLAIN, model__vectors=2, model__user_scale=scale) for scale in (1.0, 3.0))
+    catalogue, batch = make_catalogue(PLAIN), make_batch(sizes=PLAIN)
+    variables = {"params": drawn(plain.init, catalogue, batch), "stats": {}}
+    users, larger = (
+        quick_jit(r.encode_user)(variables, catalogue, batch, jax.random.key(0))[0] for r in (plain, scaled)
+    )
+    np.testing.assert_allclose(larger[..., :8], 3 * users[..., :8], rtol=1e-6)  # the rest is the sketch
+
+
 def test_several_vectors():
     """Each is the state plus a linear map of it, with a sketch of its own; together they are a mixture."""
     retriever, one = make("sasrec", model__vectors=2, loss__merge="logsumexp"), make("sasrec")

@@ -466,6 +466,8 @@ def test_user_vectors_do_not_grow():
         users = np.asarray(encoder()(given, BATCH, KEY))
         np.testing.assert_allclose(users.mean(axis=-1), 0, atol=1e-5)
         np.testing.assert_allclose(users.var(axis=-1), 1, rtol=1e-3)
+    scaled = np.asarray(encoder(model__user_scale=3.0)(larger, BATCH, KEY))
+    np.testing.assert_allclose(scaled, 3 * users, rtol=1e-6)
     with_sketch = {**SKETCH, **EMPTY}
     _, variables = model(**with_sketch)
     variables = put(variables, ("params", "user_norm"), lambda _: neutral)

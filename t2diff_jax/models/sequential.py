@@ -89,7 +89,7 @@ class SequentialNet(nn.Module):
         users = h[:, :, None]
         if self.model.vectors > 1:
             users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
-        return self.with_sketch(users, x, batch)
+        return self.with_sketch(self.model.user_scale * users, x, batch)
 
     def with_sketch(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
         """The users of the last P places [B, P, M, .] and, if there is one, the history sketch of each [B, P, M, U]."""

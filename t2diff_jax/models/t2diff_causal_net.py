@@ -150,6 +150,7 @@ class T2DiffCausalNet(nn.Module):
             parts.append(jnp.broadcast_to(features, (*h_s.shape[:2], features.shape[-1])).astype(h_s.dtype))
         hidden = nn.gelu(self.user_hidden(jnp.concatenate(parts, axis=-1)))
         users = self.user_norm(h_s.astype(jnp.float32) + drop(self.user_out(hidden)))
+        users = self.model.user_scale * users
         if not self.model.sketch_dim:
             return users
         return jnp.concatenate([users, self.sketch(users, self.item_tower(x), batch["history"], past)], axis=-1)
