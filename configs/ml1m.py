@@ -3,9 +3,9 @@
 python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/ml1m
 
 15 minutes of training on one busy CPU core. Test, means of seeds 0 to 2, each of which holds out other users (commit
-198a3f1): Recall@2 .097, Recall@20 .418, MRR@20 .123, NDCG@10 .155; the paper prints .077, .277, .087 for the first three.
-With --config.model.slot=empty: .095, .413, .121, .154; with --config.model.name=sasrec: .096, .410, .122, .155. With
---config.train.steps=6000, seed 0: .102, .429, .127, .159.
+198a3f1): Recall@2 .097, Recall@20 .418, MRR@20 .123, NDCG@10 .155; the paper prints .077, .277, .087 for the first
+three. With --config.model.slot=empty: .095, .413, .121, .154; with --config.model.name=sasrec: .096, .410, .122, .155.
+With --config.train.steps=6000, seed 0: .102, .429, .127, .159.
 """
 
 from configs import every_position
