@@ -70,7 +70,7 @@ def is_done(workdir: pathlib.Path, words: list[str]) -> bool:
     if not (workdir / "eval.json").exists():
         return False
     before = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["command"]
-    if before != _command(workdir, words):
+    if before != shlex.join(["python", "train.py", *_to(workdir, words)]):
         sys.exit(f"{workdir} was made by\n  {before}\nand not with these settings: name another --workdir")
     print(f"{workdir.name}: done before", flush=True)
     return True
@@ -90,9 +90,9 @@ def train_all(wanted: dict[pathlib.Path, list[str]], at_once: int) -> None:
 
 def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
     """Trains and tests one run; `apart`: what it prints goes to a file beside its folder."""
-    command = _command(workdir, words)
-    print(f"{workdir.name}: {command}", flush=True)
-    call = [sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *shlex.split(command)[2:]]
+    words = _to(workdir, words)
+    print(f"{workdir.name}: {shlex.join(words)}", flush=True)
+    call = [sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *words]
     if not apart:
         status = subprocess.run(call).returncode
     else:
@@ -106,8 +106,8 @@ def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
         sys.exit(status)
 
 
-def _command(workdir: pathlib.Path, words: list[str]) -> str:
-    return shlex.join(["python", "train.py", *words, f"--workdir={workdir}"])
+def _to(workdir: pathlib.Path, words: list[str]) -> list[str]:
+    return [*words, f"--workdir={workdir}"]
 
 
 def _model(name: str) -> str:

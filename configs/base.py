@@ -92,8 +92,8 @@ def get_config() -> ConfigDict:
             # learned (counted from the newest behaviour) | rotary (relative); not of towers and interests
             positions="learned",
             vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)
-            # t2diff_causal, sasrec to hstu, contrast_vae, diffurec: what user vectors, whose length a layer norm holds,
-            # are multiplied by. With a large one the softmax is soon as sharp as it should be: for short training
+            # t2diff_causal, sasrec to hstu, contrast_vae, diffurec: user vectors are multiplied by it. Where a layer
+            # norm holds their length, with 4 the softmax is soon as sharp as it should be: for short training
             user_scale=1.0,
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
             # From here to `slot`: of models with a slot; two_tower, dat and mtmi have sessions too.

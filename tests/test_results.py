@@ -116,9 +116,7 @@ def test_rows_that_come_first_have_a_table_before_the_others(page, tmp_path):
         "row", "---", "empty", "popularity", "row", "---", "diffusion", "popularity"
     ]  # fmt: skip
     assert out.read_text().count("Variants, 3,000 steps of 256 examples:") == 1  # the other section has none
-    assert (
-        out.read_text().count("ndcg@10 against empty [95 %]") == 2
-    )  # none of the variants is there to be compared with
+    assert out.read_text().count("ndcg@10 against empty [95 %]") == 2  # no variant is there to be compared with
     page_of_results.main([runs, "--out", str(out), "--against", "empty", "diffusion", "--first", "empty"])
     assert out.read_text().count("ndcg@10 against diffusion [95 %]") == 1
     with pytest.raises(SystemExit):

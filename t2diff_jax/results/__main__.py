@@ -28,7 +28,8 @@ def document(
     for name in sorted({runs[0].data for runs in rows.values()}):
         for excluded in (False, True):
             own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
-            if tables := list(_tables(rows, name, excluded, against, first)):
+            compared = [a for a in against if a in own]
+            if tables := list(_tables(rows, name, excluded, compared, first)):
                 title = f"{name}, seen items {'excluded' if excluded else 'not excluded'}"
                 parts += [f"## {title}", *tables, *_pictures(own, out, title)]
     if table := sampler_table(rows):
@@ -41,14 +42,13 @@ def _tables(
 ) -> Iterable[str]:
     """A table for each length of training, since only rows that learned for as long say which model is better.
 
-    Rows are compared with one of their own table where `against` has one, else with one of the other table.
+    Rows are compared with one of their own table where `against` has one, else with one of the other of that length.
     """
     for budget in sorted({_budget(runs) for runs in rows.values()}, reverse=True):
         equal = {label: runs for label, runs in rows.items() if _budget(runs) == budget}
-        ranked = {a for a, r in equal.items() if r[0].data == name and is_excluded(r[0]) == excluded}
+        beside = [a for a in against if a in equal]
         main, variants = [a for a in equal if a in first], [a for a in equal if a not in first]
         for kind, labels in (("", main), ("variants, " if first else "", variants)):
-            beside = [a for a in against if a in ranked]
             compared = next((a for a in beside if a in labels), beside[0] if beside else None)
             table = accuracy_table(equal, name, excluded, compared, labels)
             if table.count("\n") > 1:
