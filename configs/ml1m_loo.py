@@ -19,13 +19,4 @@ def get_config():
     config.data.min_user_count = 5
     config.data.min_item_count = 5
     config.data.categories = False
-    config.model.dim = 128
-    config.model.heads = 4
-    config.model.hidden = 512
-    config.model.sketch_dim = 0
-    config.loss.exclude_seen = True
-    config.eval.exclude_seen = True
-    config.train.steps = 9000
-    config.train.eval_every = 3000
-    config.train.checkpoint_every = 3000
     return config

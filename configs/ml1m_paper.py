@@ -22,8 +22,8 @@ def get_config():
     config.model.dim = 4
     config.model.category_dim = 2
     config.model.content_dim = 0
-    config.model.sketch_dim = 0
     config.model.layers = 1
+    config.model.heads = 2
     config.model.hidden = 64
     config.model.dropout = 0.0
     config.model.positions = "learned"
@@ -42,6 +42,8 @@ def get_config():
     config.diffusion.sampler_steps = 50
     config.diffusion.clamp_known = False
     config.loss.negatives = 0
+    config.loss.exclude_seen = False
+    config.eval.exclude_seen = False
     config.optim.learning_rate = 2e-3
     config.optim.warmup = 0
     config.optim.decay = "constant"
