@@ -109,8 +109,8 @@ def arguments(script: str, workdir: object, *flags: str, config: str = CONFIG) -
 
 def environment(devices: int = 1) -> dict[str, str]:
     """The environment of a command that sees so many CPU devices."""
-    count = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last word counts
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def command(script: str, workdir: object, *flags: str, config: str = CONFIG, devices: int = 1):
