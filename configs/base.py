@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
             content_dim=16,  # of which for content vectors (0 where the log has none)
             user_feature_dim=8,  # width of one user feature's embedding
             sketch_dim=0,  # not of t2diff: width of the history sketch (item signatures); 0: none
+            sketch_dropout=0.0,  # of its dimensions, in training: against learning pairs of items by heart
             init_sd=0.1,  # standard deviation of the embedding tables at the start
             # transformer blocks of the session encoder (sequential models without a slot: layers of the whole tower;
             # towers and interests have one)

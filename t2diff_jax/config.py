@@ -170,6 +170,7 @@ class ModelConfig:
     content_dim: int
     user_feature_dim: int
     sketch_dim: int
+    sketch_dropout: float
     init_sd: float
     layers: int
     heads: int

@@ -23,6 +23,7 @@ CONFIG_FILE = "config.json"
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
 _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
 # What versions before these keys of `model` did.
+_BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0}
 _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
@@ -89,7 +90,7 @@ def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dic
     counts = {"items": "n_items", "users": "n_users"}
     stored = stored | {"dry_run": {counts.get(key, key): value for key, value in stored.get("dry_run", {}).items()}}
     aside = {name: current[name] | stored.get(name, {}) for name in ASIDE}
-    model = {"user_scale": 1.0} | stored["model"]
+    model = _BEFORE_IN_MODEL | stored["model"]
     renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
     sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
     known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}

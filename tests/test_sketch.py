@@ -6,24 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import drawn, float64, normal, quick_jit
+from model_cases import PLAIN, drawn, float64, make_batch, make_catalogue, normal, quick_jit, small_config
 
+from t2diff_jax.models import build_retriever
 from t2diff_jax.nn.sketch import _GAIN, HistorySketch
 
 B, P, L, U, S, ROWS = 3, 2, 4, 3, 5, 9
 USERS, SCORED = jnp.asarray(normal(1, B, P, U)), jnp.asarray(normal(2, B, L, U))
 IDS = jnp.array([[1, 2, 3, 4], [0, 0, 5, 5], [0, 0, 0, 0]])
 MASK = jnp.asarray((np.asarray(IDS) > 0)[:, None] & np.array([[[1, 1, 1, 0], [1, 1, 1, 1]]], bool))
-NET = HistorySketch(rows=ROWS, width=S)
+NET = HistorySketch(rows=ROWS, width=S, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return drawn(NET.init, USERS, SCORED, IDS, MASK)
+    return drawn(functools.partial(NET.init, deterministic=True), USERS, SCORED, IDS, MASK)
 
 
 def sketch(params, users=USERS, scored=SCORED, ids=IDS, mask=MASK, net=NET):
-    return quick_jit(functools.partial(net.apply, {"params": params}))(users, scored, ids, mask)
+    return quick_jit(functools.partial(net.apply, {"params": params}, deterministic=True))(users, scored, ids, mask)
 
 
 def test_against_a_loop(params):
@@ -42,7 +43,7 @@ def test_it_takes_from_the_items_of_the_history_alone():
     table = jnp.eye(ROWS) / _GAIN
     threshold = {"kernel": jnp.zeros((U, 1)), "bias": jnp.array([-1e3])}
     params = {"signature_table": table, "scale": jnp.array(1.0), "strength": jnp.array(3.0), "threshold": threshold}
-    net = HistorySketch(rows=ROWS, width=ROWS)
+    net = HistorySketch(rows=ROWS, width=ROWS, dropout=0.5)
     signatures = net.apply({"params": params}, None, method="signatures")
     taken = np.asarray(sketch(params, net=net) @ signatures.T)
     times = np.zeros((B, P, ROWS))
@@ -68,9 +69,46 @@ def test_masked_behaviours_do_not_count_and_an_empty_history_is_zero(params):
 
 def test_gradients_are_finite_and_reach_everything(params):
     def total(params, users, scored):
-        return (NET.apply({"params": params}, users, scored, IDS, MASK) ** 2).sum()
+        return (NET.apply({"params": params}, users, scored, IDS, MASK, deterministic=True) ** 2).sum()
 
     gradient = quick_jit(jax.grad(total, argnums=(0, 1, 2)))
     for size in (1.0, 1e4):
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(params, size * USERS, size * SCORED)))
     assert all(np.any(g) for g in jax.tree.leaves(gradient(params, USERS, SCORED)))
+
+
+def test_training_drops_dimensions_of_a_row_after_all_behaviours_alike(params):
+    """What stays is divided by the share that stays, so that its mean over draws is the sketch itself."""
+    whole, rows = np.asarray(sketch(params)), np.arange(B - 1)  # the last row has no history
+    net = HistorySketch(rows=ROWS, width=S, dropout=0.25)
+
+    @quick_jit
+    @jax.vmap
+    def draws(key):
+        args = USERS, SCORED, IDS, MASK
+        return net.apply({"params": params}, *args, deterministic=False, rngs={"dropout": key})
+
+    dropped = np.asarray(draws(jax.random.split(jax.random.key(0), 400)))
+    kept = (dropped != 0)[:, rows]
+    np.testing.assert_array_equal(kept[:, :, 0], kept[:, :, 1])
+    np.testing.assert_allclose(dropped, np.where(dropped != 0, whole / 0.75, 0), rtol=1e-5)
+    np.testing.assert_allclose(kept.mean(axis=0), 0.75, atol=0.1)
+    assert kept[:, 0].tolist() != kept[:, 1].tolist()  # each row its own
+
+
+MODELS = ["t2diff_causal", "sasrec", "bert4rec", "stosa", "contrast_vae", "diffurec", "two_tower", "comirec_sa"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_sketch_of_every_model_is_dropped_in_training(name):
+    """With other randomness fixed, the loss with dropout is another; serving never drops."""
+    changes = dict(model__name=name, model__slot="empty", model__sketch_dim=4)
+    key, catalogue, batch = jax.random.key(0), make_catalogue(PLAIN), make_batch(sizes=PLAIN)
+    losses, users = [], []
+    for rate in (0.0, 0.5):
+        retriever = build_retriever(small_config(**changes, model__sketch_dropout=rate), PLAIN)
+        variables = retriever.init(jax.random.key(1), catalogue, batch)
+        losses.append(quick_jit(retriever.loss)(variables, catalogue, batch, key)[0])
+        users.append(np.asarray(quick_jit(retriever.encode_user)(variables, catalogue, batch, key)[0]))
+    assert losses[0] != losses[1] and np.isfinite(losses).all()
+    np.testing.assert_array_equal(*users)

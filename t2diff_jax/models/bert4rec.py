@@ -59,7 +59,7 @@ class BERT4RecNet(SequentialNet):
     def users_of_masked(self, x: jax.Array, following: jax.Array, masked: jax.Array, batch: Batch) -> jax.Array:
         """User vectors [B, L, M, U] in training; x and `following` [B, L, D] are e(i) of history and what followed."""
         h = self.encode_masked(self.item_norm(following), masked, batch, deterministic=False)
-        return self.user_of_states(h, x, batch)
+        return self.user_of_states(h, x, batch, deterministic=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ContrastVAENet(SequentialNet):
         noise = jax.random.normal(self.make_rng("latent"), mean.shape)
         latent = mean + jnp.exp(log_variance / 2) * noise
         states = self.decoder(latent, causal, deterministic=False)
-        return View(self.user_of_states(states, x, batch), latent, mean, log_variance)
+        return View(self.user_of_states(states, x, batch, deterministic=False), latent, mean, log_variance)
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter, for `init`."""

@@ -52,7 +52,7 @@ class DiffuRecNet(SequentialNet):
         """Touches every parameter, for `init`."""
         x = self.embed(batch["history"], catalogue)
         z = self.estimate(x, jnp.ones((1, 1), jnp.int32), x, x, batch, deterministic=True)
-        return self.user_of_states(z, x, batch), self.score_vectors(x, batch["history"])
+        return self.user_of_states(z, x, batch, deterministic=True), self.score_vectors(x, batch["history"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DiffuRec(Sequential):
             return self.net.apply(params, z, r[:, None], x, share, batch, deterministic=True, method="estimate")
 
         z = reverse(self.diffusion, estimate, noise, Known(behind, following))
-        users = self.net.apply(params, z, x, batch, method="user_of_states")[:, -1]
+        users = self.net.apply(params, z, x, batch, deterministic=True, method="user_of_states")[:, -1]
         return users, jnp.ones(users.shape[:2], bool)
 
     def loss(
@@ -103,8 +103,8 @@ class DiffuRec(Sequential):
         r = jax.random.randint(key_r, history.shape, 1, self.diffusion.steps + 1)
         z_r = q_sample(schedule_of(self.diffusion), truth / scale, r, jax.random.normal(key_noise, truth.shape))
         share = jax.random.normal(key_share, truth.shape)
-        how = dict(deterministic=False, method="estimate", rngs={"dropout": key_dropout})
-        z = self.net.apply(params, z_r, r, x, share, batch, **how)
-        users = self.net.apply(params, z, x, batch, method="user_of_states")
+        how = dict(deterministic=False, rngs={"dropout": key_dropout})
+        z = self.net.apply(params, z_r, r, x, share, batch, **how, method="estimate")
+        users = self.net.apply(params, z, x, batch, **how, method="user_of_states")
         loss = items.cross_entropy(users, targets, weights, history)
         return loss, ({"loss_tower": loss}, stats)

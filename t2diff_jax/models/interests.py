@@ -30,21 +30,22 @@ class InterestNet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The K vectors, user features added to each, float32 [B, L, K, U]."""
-        return self.with_profile(self.interests(self.item_norm(x), batch, deterministic=deterministic), x, batch)
+        users = self.interests(self.item_norm(x), batch, deterministic=deterministic)
+        return self.with_profile(users, x, batch, deterministic=deterministic)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
         """Those of the last place, [B, 1, K, U]: made of the latest behaviours alone."""
         near = latest_part(batch, self.model.interests.last)
         x_near = x[:, -near["history"].shape[1] :]
         users = self.interests(self.item_norm(x_near), near, deterministic=True)
-        return self.with_profile(users[:, -1:], x, batch)
+        return self.with_profile(users[:, -1:], x, batch, deterministic=True)
 
-    def with_profile(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+    def with_profile(self, users: jax.Array, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The interests [B, P, K, D] of the last P places with user features and sketch, float32 [B, P, K, U]."""
         users = users.astype(jnp.float32)
         if self.sizes.user_features:
             users = users + self.user_out(self.users(batch["user_features"]))[:, None, None]
-        return self.with_sketch(users, x, batch)
+        return self.with_sketch(users, x, batch, deterministic=deterministic)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class SequentialNet(nn.Module):
         self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = self.make_encoder()
         if m.sketch_dim:
-            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
+            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim, m.sketch_dropout)
         if self.sizes.user_features:
             self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
             self.user_out = nn.Dense(m.dim)
@@ -75,13 +75,13 @@ class SequentialNet(nn.Module):
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
         h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
-        return self.user_of_states(h, x, batch)
+        return self.user_of_states(h, x, batch, deterministic=deterministic)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
         """Of these the vectors of the last place, for serving, [B, 1, M, U]."""
-        return self.user_of_states(self.encode_last(self.item_norm(x), batch), x, batch)
+        return self.user_of_states(self.encode_last(self.item_norm(x), batch), x, batch, deterministic=True)
 
-    def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+    def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """User vectors [B, P, M, U] of the encoder's last states h [B, P, D]; x: e(i) of the behaviours."""
         h = h.astype(jnp.float32)
         if self.sizes.user_features:
@@ -89,14 +89,15 @@ class SequentialNet(nn.Module):
         users = h[:, :, None]
         if self.model.vectors > 1:
             users = users + self.heads(h).reshape(*h.shape[:2], self.model.vectors, -1)
-        return self.with_sketch(self.model.user_scale * users, x, batch)
+        return self.with_sketch(self.model.user_scale * users, x, batch, deterministic=deterministic)
 
-    def with_sketch(self, users: jax.Array, x: jax.Array, batch: Batch) -> jax.Array:
+    def with_sketch(self, users: jax.Array, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The users of the last P places [B, P, M, .] and, if there is one, the history sketch of each [B, P, M, U]."""
         if not self.model.sketch_dim:
             return users
         scored, causal = self.scored(x, batch["history"]), latest(batch, 0, x.shape[1] - users.shape[1])
-        each = [self.sketch(users[:, :, m], scored, batch["history"], causal) for m in range(users.shape[2])]
+        args = scored, batch["history"], causal
+        each = [self.sketch(users[:, :, m], *args, deterministic=deterministic) for m in range(users.shape[2])]
         return jnp.concatenate([users, jnp.stack(each, axis=2)], axis=-1)
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -60,7 +60,7 @@ class STOSANet(SequentialNet):
             mean = mean + self.user_out(self.users(batch["user_features"]))[:, None]
         y = _point(mean, spread.astype(jnp.float32))
         users = jnp.concatenate([2 * y, jnp.ones_like(y[..., :1])], axis=-1)
-        return self.with_sketch(users[:, :, None], x, batch)
+        return self.with_sketch(users[:, :, None], x, batch, deterministic=deterministic)
 
 
 class WassersteinEncoder(nn.Module):

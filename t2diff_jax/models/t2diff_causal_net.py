@@ -40,7 +40,7 @@ class T2DiffCausalNet(nn.Module):
         # Without it user vectors grow with training, and with them how sure the model is of what it has seen.
         self.user_norm = nn.LayerNorm(dtype=jnp.float32)
         if m.sketch_dim:
-            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim)
+            self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim, m.sketch_dropout)
         if self.sizes.user_features:
             self.users = UserFeatures(self.sizes.user_features, m.user_feature_dim, m.init_sd)
         if m.slot == "learned":
@@ -153,7 +153,8 @@ class T2DiffCausalNet(nn.Module):
         users = self.model.user_scale * users
         if not self.model.sketch_dim:
             return users
-        return jnp.concatenate([users, self.sketch(users, self.item_tower(x), batch["history"], past)], axis=-1)
+        args = users, self.item_tower(x), batch["history"], past
+        return jnp.concatenate([users, self.sketch(*args, deterministic=deterministic)], axis=-1)
 
     @nn.nowrap
     def _lags(self, age: jax.Array, first: int) -> jax.Array:

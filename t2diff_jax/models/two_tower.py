@@ -40,7 +40,7 @@ class TwoTowerNet(SequentialNet):
         users = self.directed(self.encoder(self.user_inputs(first, x, batch), deterministic=deterministic))
         if self.model.two_tower.temperature:
             users = users / self.model.two_tower.temperature
-        return self.with_sketch(users, x, batch)
+        return self.with_sketch(users, x, batch, deterministic=deterministic)
 
     def user_inputs(self, first: int, x: jax.Array, batch: Batch) -> jax.Array:
         """What a user tower reads at the places first.., [B, P, F]; x: e(i) of the behaviours."""

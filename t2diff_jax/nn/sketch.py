@@ -23,16 +23,20 @@ class HistorySketch(nn.Module):
     Attributes:
       rows: R, rows of the signature table.
       width: S, width of a signature.
+      dropout: rate at which training drops a dimension of a row's sketches, the same one after every behaviour: learned
+        signatures would come to tell pairs of items apart by heart.
     """
 
     rows: int
     width: int
+    dropout: float
 
     def setup(self) -> None:
         self.signature_table = self.param("signature_table", nn.initializers.normal(0.02), (self.rows, self.width))
         self.scale = self.param("scale", nn.initializers.ones, ())
         self.strength = self.param("strength", nn.initializers.ones, ())
         self.threshold = nn.Dense(1, bias_init=nn.initializers.constant(2.0))
+        self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,))
 
     def signatures(self, ids: Int[Array, "..."] | None) -> Float[Array, "... S"]:
         """c_i for ids of any shape; of every row for None."""
@@ -44,8 +48,11 @@ class HistorySketch(nn.Module):
         scored: Float[Array, "B L U"],
         ids: Int[Array, "B L"],
         mask: Bool[Array, "B P L"],
+        *,
+        deterministic: bool,
     ) -> Float[Array, "B P S"]:
         """The sketch of each user vector over the behaviours that its mask allows; zero where it allows none."""
         scores = jnp.einsum("bpu,blu->bpl", users, scored)
         weights = jnp.where(mask, jax.nn.sigmoid(self.scale * scores - self.threshold(users)), 0)
-        return -self.strength * jnp.einsum("bpl,bls->bps", weights, self.signatures(ids))
+        sketches = -self.strength * jnp.einsum("bpl,bls->bps", weights, self.signatures(ids))
+        return self.drop(sketches, deterministic=deterministic)
