@@ -82,7 +82,7 @@ def test_without_noise_and_mixing_it_is_a_transformer_with_cross_entropy():
         net, params = retriever.net, {"params": variables["params"]}
         x = net.apply(params, BATCH["history"], CATALOGUE, method="embed")
         z = net.apply(params, x, jnp.ones((1, 1), jnp.int32), x, x, BATCH, deterministic=True, method="estimate")
-        return net.apply(params, z, x, BATCH, method="user_of_states")[:, :, 0]
+        return net.apply(params, z, x, BATCH, deterministic=True, method="user_of_states")[:, :, 0]
 
     table = np.asarray(retriever.encode_items(variables, CATALOGUE))
     scores = np.asarray(estimates(variables)) @ table.T

@@ -131,7 +131,7 @@ def test_users_are_scaled():
     users, larger = (
         quick_jit(r.encode_user)(variables, catalogue, batch, jax.random.key(0))[0] for r in (plain, scaled)
     )
-    np.testing.assert_allclose(larger[..., :8], 3 * users[..., :8], rtol=1e-6)  # the rest is the sketch
+    np.testing.assert_allclose(larger[..., :8], 3 * users[..., :8], rtol=1e-5)  # the rest is the sketch
 
 
 def test_several_vectors():
