@@ -24,7 +24,7 @@ class HistorySketch(nn.Module):
       rows: R, rows of the signature table.
       width: S, width of a signature.
       dropout: rate at which training drops a dimension of a row's sketches, the same one after every behaviour: learned
-        signatures would come to tell pairs of items apart by heart.
+        signatures would come to hold pairs of items by heart.
     """
 
     rows: int
