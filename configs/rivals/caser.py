@@ -2,7 +2,8 @@
 
 python train.py --config configs/rivals/caser.py --config.data.path=DIR --workdir runs/caser
 
-After 3,000 steps (5 minutes): test, means of seeds 0 to 2 (commits 3f7bb46, 3c71760): HR@10 .297, NDCG@10 .170.
+15 minutes. Test, seed 0 (commit db1ecdb): HR@10 .303, NDCG@10 .173;
+after 3,000 steps .297, .170 (means of seeds 0 to 2).
 """
 
 from configs import ml1m_loo

@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/drim.py --config.data.path=DIR --workdir runs/drim
 
-After 3,000 steps (13 minutes): test, seed 0 (commit 583b356): HR@10 .191, NDCG@10 .104.
+36 minutes. Test, seed 0 (commit db1ecdb): HR@10 .203, NDCG@10 .113; after 3,000 steps .191, .104.
 """
 
 from configs import ml1m_loo

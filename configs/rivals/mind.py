@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/mind.py --config.data.path=DIR --workdir runs/mind
 
-After 3,000 steps (8 minutes): test, seed 0 (commit d47f76e): HR@10 .194, NDCG@10 .104.
+25 minutes. Test, seed 0 (commit db1ecdb): HR@10 .204, NDCG@10 .112; after 3,000 steps .194, .104.
 """
 
 from configs import ml1m_loo

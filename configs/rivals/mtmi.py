@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/mtmi.py --config.data.path=DIR --workdir runs/mtmi
 
-After 3,000 steps (15 minutes): test, seed 0 (commit 3c71760): HR@10 .268, NDCG@10 .149.
+45 minutes. Test, seed 0 (commit db1ecdb): HR@10 .264, NDCG@10 .149; after 3,000 steps .268, .149.
 """
 
 from configs import ml1m_loo
