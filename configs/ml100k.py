@@ -18,9 +18,6 @@ def get_config():
     config.data.window = 100
     config.model.session_gap = 3600
     config.model.user_scale = 4.0  # short training: by validation, for T2Diff and SASRec alike
-    config.diffusion.stop_gradient = False
-    config.diffusion.target = "item"
-    config.optim.kernels = "muon"
     config.train.batch_size = 8
     config.train.steps = 400  # with 1,000 it overfits from step 300 on
     config.train.eval_every = 100

@@ -26,9 +26,6 @@ def get_config():
     config.model.sketch_dim = 0  # learned signatures learn training users by heart; nobody rates a film twice
     config.loss.exclude_seen = True
     config.eval.exclude_seen = True
-    config.diffusion.stop_gradient = False
-    config.diffusion.target = "item"  # by the log loss of validation under leave-one-out, in each of three seeds
-    config.optim.kernels = "muon"
     config.train.batch_size = 8
     config.train.log_every = 100
     config.train.steps = 9000

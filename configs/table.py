@@ -17,6 +17,7 @@ def get_config():
     config.data.min_user_count = 5
     config.data.min_item_count = 5
     config.data.protocol = "leave_one_out"
+    config.model.sketch_dropout = 0.6  # the whole sketch learns pairs of items by heart
     config.train.batch_size = 64
     config.train.steps = 5000
     return config
