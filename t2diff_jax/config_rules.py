@@ -106,11 +106,6 @@ def model_rules(c: "Config") -> Rules:
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.sketch_dropout < 1, "model.sketch_dropout", "must be in [0, 1)"),
-        (
-            m.sketch_dim > 0 or m.sketch_dropout == 0,
-            "model.sketch_dropout",
-            "is of the history sketch, which model.sketch_dim=0 leaves out",
-        ),
         (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
         (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
         (

@@ -176,11 +176,7 @@ RULES = [
     ("cold.hidden", {"cold.hidden": ()}),
     *(("cold.cutoffs", {"cold.cutoffs": cutoffs}) for cutoffs in ((), (10, 201))),
     ("model.dropout", {"model.dropout": -0.1}),
-    ("model.sketch_dropout", {"model.sketch_dropout": 0.5}),  # there is no sketch
-    *(
-        ("model.sketch_dropout", {"model.sketch_dropout": rate, "model.sketch_dim": 8, "model.name": "sasrec"})
-        for rate in (-0.1, 1.0)
-    ),
+    *(("model.sketch_dropout", {"model.sketch_dropout": rate}) for rate in (-0.1, 1.0)),
     ("model.dropout", {"model.dropout": float("nan")}),
     ("diffusion.steps", {"diffusion.steps": 0}),
     ("diffusion.sampler_steps", {"diffusion.sampler_steps": 51}),
