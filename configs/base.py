@@ -96,6 +96,10 @@ def get_config() -> ConfigDict:
             # t2diff_causal, sasrec to hstu, contrast_vae, diffurec: user vectors are multiplied by it. Where a layer
             # norm holds their length, with 4 the softmax is soon as sharp as it should be: for short training
             user_scale=1.0,
+            # t2diff_causal, sasrec, contrast_vae: a block's attention reads a convolution over so many of the latest
+            # behaviours (0: none); its feed-forward layers are gated
+            conv=0,
+            gated=False,
             attend_self=True,  # t2diff: False: a position does not attend to itself (the paper's code)
             # From here to `slot`: of models with a slot; two_tower, dat and mtmi have sessions too.
             session_length=10,  # k

@@ -179,6 +179,8 @@ class ModelConfig:
     positions: typing.Literal["learned", "rotary"]
     vectors: int
     user_scale: float
+    conv: int
+    gated: bool
     attend_self: bool
     session_length: int
     session_gap: int

@@ -12,6 +12,7 @@ WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
+_CONVOLVED = ("t2diff_causal", "sasrec", "contrast_vae")  # what `model.conv` and `model.gated` are for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 
 
@@ -103,6 +104,12 @@ def model_rules(c: "Config") -> Rules:
             m.user_scale == 1 or m.name in _SCALED,
             "model.user_scale",
             f"is for {', '.join(_SCALED)}; must be 1 for other models",
+        ),
+        (m.conv >= 0, "model.conv", "must not be negative"),
+        (
+            (m.conv == 0 and not m.gated) or m.name in _CONVOLVED,
+            "model.conv",
+            f"and model.gated are for {', '.join(_CONVOLVED)}; must be 0 and False for other models",
         ),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.sketch_dropout < 1, "model.sketch_dropout", "must be in [0, 1)"),

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from counts import block, count, norm, parameters
 from model_cases import ITEMS, PLAIN, make_batch, make_catalogue, quick_jit, small_config
 
+from configs import base
 from t2diff_jax.config_rules import MODELS
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Retriever
@@ -31,3 +33,17 @@ def test_a_model_without_extras_has_a_finite_loss_and_scores(name):
     assert np.isfinite(loss) and loss > 0 and mask.dtype == bool and mask.any(axis=1).all()
     scores = np.einsum("bmu,ru->bmr", users, items)[..., 1 : ITEMS + 1]
     assert np.isfinite(scores).all() and (scores.std(axis=-1) > 0)[mask][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("t2diff_causal", {"encoder": 2, "session": 0}), ("sasrec", {"encoder": 2}),
+                         ("contrast_vae", {"encoder": 2, "decoder": 1})],
+)  # fmt: skip
+def test_parameters_with_a_convolution_and_gates(name, layers):
+    """In every block of causal transformers; the session's attention of T2Diff has a gate and nothing to convolve."""
+    config = base.get_config()
+    config.model.update(name=name, positions="rotary", conv=8, gated=True)
+    params = parameters(config, PLAIN)
+    for part, number in layers.items():
+        blocks = number * block(64, 256, taps=8, gated=True) + norm(64) if number else block(64, 256, gated=True)
+        assert count(params[part]) == blocks

@@ -33,15 +33,18 @@ class ContrastVAENet(SequentialNet):
 
     def setup(self) -> None:
         super().setup()
-        m, dtype = self.model, jnp.dtype(self.model.dtype)
-        rotary = m.positions == "rotary"
+        m = self.model
         self.mean, self.log_variance = (nn.Dense(m.dim, dtype=jnp.float32) for _ in range(2))
-        self.decoder = TransformerEncoder(1, m.heads, m.hidden, m.dropout, rotary, dtype)
+        self.decoder = self._blocks(1)
 
     def make_encoder(self) -> nn.Module:
         """Takes a mask in place of what is valid."""
+        return self._blocks(self.model.layers)
+
+    def _blocks(self, layers: int) -> nn.Module:
         m = self.model
-        return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
+        args = layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", m.conv, m.gated
+        return TransformerEncoder(*args, jnp.dtype(m.dtype))
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D] decoded from the means."""

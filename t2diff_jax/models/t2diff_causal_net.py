@@ -31,8 +31,8 @@ class T2DiffCausalNet(nn.Module):
         self.item_tower = ItemTower(m.item_tower, m.dim)
         # Item vectors are small beside the states of a transformer, which would drown behaviours and slots.
         self.item_norm = nn.LayerNorm(dtype=dtype)
-        self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
-        self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, dtype)
+        self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, m.conv, m.gated, dtype)
+        self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, m.gated, dtype)
         self.target_attention = TargetAttention(m.activation_hidden, LAG_BUCKETS if self.sizes.lags else 0, dtype)
         self.user_hidden = nn.Dense(m.hidden, dtype=dtype)
         self.user_out = nn.Dense(m.dim, dtype=jnp.float32)
