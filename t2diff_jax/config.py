@@ -103,6 +103,14 @@ class BERT4RecConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SASRecConfig:
+    """`model.sasrec`: `configs/base.py` says what each key means."""
+
+    conv: int
+    gated: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class CaserConfig:
     """`model.caser`: `configs/base.py` says what each key means."""
 
@@ -179,17 +187,18 @@ class ModelConfig:
     positions: typing.Literal["learned", "rotary"]
     vectors: int
     user_scale: float
-    conv: int
-    gated: bool
     attend_self: bool
     session_length: int
     session_gap: int
     activation_hidden: int
+    conv: int
+    gated: bool
     user_tower: typing.Literal["ffn", "concat"]
     item_tower: typing.Literal["identity", "dense"]
     slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
+    sasrec: SASRecConfig
     bert4rec: BERT4RecConfig
     caser: CaserConfig
     mamba: MambaConfig

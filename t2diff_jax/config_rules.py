@@ -12,7 +12,6 @@ WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
-_CONVOLVED = ("t2diff_causal", "sasrec", "contrast_vae")  # what `model.conv` and `model.gated` are for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 
 
@@ -105,12 +104,7 @@ def model_rules(c: "Config") -> Rules:
             "model.user_scale",
             f"is for {', '.join(_SCALED)}; must be 1 for other models",
         ),
-        (m.conv >= 0, "model.conv", "must not be negative"),
-        (
-            (m.conv == 0 and not m.gated) or m.name in _CONVOLVED,
-            "model.conv",
-            f"and model.gated are for {', '.join(_CONVOLVED)}; must be 0 and False for other models",
-        ),
+        (min(m.conv, m.sasrec.conv) >= 0, "model.conv", "and model.sasrec.conv must not be negative"),
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.sketch_dropout < 1, "model.sketch_dropout", "must be in [0, 1)"),
         (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),

@@ -35,15 +35,14 @@ def test_a_model_without_extras_has_a_finite_loss_and_scores(name):
     assert np.isfinite(scores).all() and (scores.std(axis=-1) > 0)[mask][0]
 
 
-@pytest.mark.parametrize(
-    ("name", "layers"), [("t2diff_causal", {"encoder": 2, "session": 0}), ("sasrec", {"encoder": 2}),
-                         ("contrast_vae", {"encoder": 2, "decoder": 1})],
-)  # fmt: skip
-def test_parameters_with_a_convolution_and_gates(name, layers):
-    """In every block of causal transformers; the session's attention of T2Diff has a gate and nothing to convolve."""
+def test_parameters_with_convolutions_and_gates():
+    """In every block of the encoder; the session's attention has a gate and nothing to convolve. SASRec has its own."""
     config = base.get_config()
-    config.model.update(name=name, positions="rotary", conv=8, gated=True)
+    config.model.update(name="t2diff_causal", positions="rotary", conv=8, gated=True)
     params = parameters(config, PLAIN)
-    for part, number in layers.items():
-        blocks = number * block(64, 256, taps=8, gated=True) + norm(64) if number else block(64, 256, gated=True)
-        assert count(params[part]) == blocks
+    encoder = 2 * block(64, 256, taps=8, gated=True) + norm(64)
+    assert count(params["encoder"]) == encoder and count(params["session"]) == block(64, 256, gated=True)
+    config.model.name = "sasrec"
+    assert count(parameters(config, PLAIN)["encoder"]) == 2 * block(64, 256) + norm(64)
+    config.model.sasrec.update(conv=8, gated=True)
+    assert count(parameters(config, PLAIN)["encoder"]) == encoder

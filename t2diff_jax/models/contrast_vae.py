@@ -43,8 +43,8 @@ class ContrastVAENet(SequentialNet):
 
     def _blocks(self, layers: int) -> nn.Module:
         m = self.model
-        args = layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", m.conv, m.gated
-        return TransformerEncoder(*args, jnp.dtype(m.dtype))
+        args = layers, m.heads, m.hidden, m.dropout, m.positions == "rotary"
+        return TransformerEncoder(*args, taps=0, gated=False, dtype=jnp.dtype(m.dtype))
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D] decoded from the means."""
