@@ -90,6 +90,8 @@ def get_config() -> ConfigDict:
             heads=2,
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
+            # t2diff_causal, sasrec, gru4rec, caser, mamba4rec, hstu: share of the behaviours that training hides whole
+            behaviour_dropout=0.0,
             # learned (counted from the newest behaviour) | rotary (relative); not of towers and interests
             positions="learned",
             vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)

@@ -184,6 +184,7 @@ class ModelConfig:
     heads: int
     hidden: int
     dropout: float
+    behaviour_dropout: float
     positions: typing.Literal["learned", "rotary"]
     vectors: int
     user_scale: float

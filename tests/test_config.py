@@ -177,6 +177,15 @@ RULES = [
     ("cold.hidden", {"cold.hidden": ()}),
     *(("cold.cutoffs", {"cold.cutoffs": cutoffs}) for cutoffs in ((), (10, 201))),
     ("model.dropout", {"model.dropout": -0.1}),
+    *(("model.behaviour_dropout", {"model.name": "sasrec", "model.behaviour_dropout": rate}) for rate in (-0.1, 1.0)),
+    *(
+        ("model.behaviour_dropout", {"model.name": name, "model.behaviour_dropout": 0.1})
+        for name in ("t2diff", "bert4rec")
+    ),
+    (
+        "model.behaviour_dropout",
+        {"model.name": "t2diff_causal", "model.behaviour_dropout": 0.1, "diffusion.target": "drift"},
+    ),
     *(("model.sketch_dropout", {"model.sketch_dropout": rate}) for rate in (-0.1, 1.0)),
     ("model.dropout", {"model.dropout": float("nan")}),
     ("diffusion.steps", {"diffusion.steps": 0}),

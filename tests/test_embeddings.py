@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import ITEMS, PLAIN, SIZES, drawn, make_catalogue, put, quick_jit, small_config
+from model_cases import ITEMS, PLAIN, SIZES, drawn, make_catalogue, normal, put, quick_jit, small_config
 
 from t2diff_jax.models.objective import item_embedding
-from t2diff_jax.nn.embeddings import ItemEmbedding, UserFeatures, is_item
+from t2diff_jax.nn.embeddings import BehaviourDropout, ItemEmbedding, UserFeatures, is_item
 from t2diff_jax.types import Catalogue
 
 HAND = {
@@ -93,3 +93,22 @@ def test_user_features_by_hand():
     np.testing.assert_array_equal(out, [[3, 4, 0, 10], [1, 2, 40, 50]])
     fresh = drawn(net.init, np.array([[1, 0]]))
     assert {k: v.shape for k, v in fresh.items()} == {"table_0": (2, 2), "table_1": (3, 2)}
+
+
+def test_behaviours_are_hidden_in_training():
+    """A quarter of them, others each time; one vector stands for all, padding stays; its gradient counts the hidden."""
+    net, blank = BehaviourDropout(0.25, 1.0), jnp.array([8.0, 9.0])
+    history = jnp.asarray(np.arange(200) >= np.array([[0], [50], [200]]), jnp.int32)
+    x = jnp.asarray(normal(0, 3, 200, 2)) * history[..., None]
+
+    def hide(blank, seed):
+        streams = {"dropout": jax.random.key(seed)}
+        return net.apply({"params": {"blank": blank}}, x, history, deterministic=False, rngs=streams)
+
+    hidden = [np.all(np.asarray(hide(blank, seed)) == np.asarray(blank), axis=-1) for seed in (0, 1)]
+    assert all(abs(h.sum() / 350 - 0.25) < 0.08 for h in hidden) and np.any(hidden[0] != hidden[1])
+    for seed, h in enumerate(hidden):
+        np.testing.assert_array_equal(np.asarray(hide(blank, seed))[~h], np.asarray(x)[~h])
+        assert not np.any(h & (np.asarray(history) == 0))
+        np.testing.assert_allclose(jax.grad(lambda b, s: hide(b, s).sum())(blank, seed), [h.sum()] * 2)
+    assert net.apply({"params": {"blank": blank}}, x, history, deterministic=True) is x

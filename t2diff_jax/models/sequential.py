@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from t2diff_jax.config import LossConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding, next_items, step_items
 from t2diff_jax.models.visible import latest
-from t2diff_jax.nn.embeddings import UserFeatures
+from t2diff_jax.nn.embeddings import BehaviourDropout, UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
@@ -44,6 +44,8 @@ class SequentialNet(nn.Module):
     def setup(self) -> None:
         m, dtype = self.model, jnp.dtype(self.model.dtype)
         self.items = item_embedding(m, self.sizes)
+        if m.behaviour_dropout:
+            self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of an encoder, which would drown them.
         self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = self.make_encoder()
@@ -74,6 +76,8 @@ class SequentialNet(nn.Module):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
+        if self.model.behaviour_dropout:
+            x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
         h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
         return self.user_of_states(h, x, batch, deterministic=deterministic)
 

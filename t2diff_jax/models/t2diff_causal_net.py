@@ -9,7 +9,7 @@ from t2diff_jax.models.objective import item_embedding
 from t2diff_jax.models.visible import past_and_session
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention, TransformerEncoder, lag_bucket
 from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
-from t2diff_jax.nn.embeddings import UserFeatures
+from t2diff_jax.nn.embeddings import BehaviourDropout, UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.nn.towers import ItemTower
 from t2diff_jax.nn.unet import UNet
@@ -29,6 +29,8 @@ class T2DiffCausalNet(nn.Module):
         m, dtype, rotary = self.model, jnp.dtype(self.model.dtype), self.model.positions == "rotary"
         self.items = item_embedding(m, self.sizes)
         self.item_tower = ItemTower(m.item_tower, m.dim)
+        if m.behaviour_dropout:
+            self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of a transformer, which would drown behaviours and slots.
         self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, m.conv, m.gated, dtype)
@@ -72,6 +74,10 @@ class T2DiffCausalNet(nn.Module):
     def embed(self, ids: jax.Array, catalogue: Catalogue) -> jax.Array:
         """e(i), [..., D]."""
         return self.items(ids, catalogue)
+
+    def hide(self, x: jax.Array, history: jax.Array, *, deterministic: bool) -> jax.Array:
+        """e(i) of the behaviours as training shows them, [B, L, D]; only where there is `model.behaviour_dropout`."""
+        return self.behaviour_dropout(x, history, deterministic=deterministic)
 
     def score_vectors(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
         """The item tower: scored vectors [..., U] of e(i) [..., D] of the items `ids` (None: of all rows)."""
@@ -165,6 +171,7 @@ class T2DiffCausalNet(nn.Module):
     def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
         """Touches every parameter, for `init`."""
         x, mask = self.embed(batch["history"], catalogue), batch["history"] > 0
+        x = self.hide(x, batch["history"], deterministic=True) if self.model.behaviour_dropout else x
         states, slots = self.encode(x, batch["history"], deterministic=True), None
         if self.model.slot != "empty":
             slots = self._touch_generator(x, states, mask)

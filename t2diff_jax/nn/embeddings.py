@@ -1,6 +1,7 @@
 """Item and user-feature embeddings: e(i) = [id embedding ; mean of category embeddings ; projected content]."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -61,6 +62,28 @@ def is_item(catalogue: Catalogue) -> Array:
     """bool [R]: rows 1..N are items; row 0 is padding, rows above N only fill the table."""
     row = jnp.arange(catalogue.n_rows)
     return (row > 0) & (row <= catalogue.n_items)
+
+
+class BehaviourDropout(nn.Module):
+    """In training one learned vector stands in place of e(i) of `rate` of the behaviours, drawn anew at every step.
+
+    Dropout of dimensions leaves every behaviour known: histories are still learned by heart, which is of no use for
+    users whom training never met. Random stream: "dropout".
+    """
+
+    rate: float
+    init_sd: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], history: Int[Array, "B L"], *, deterministic: bool
+    ) -> Float[Array, "B L D"]:
+        """x with padding as it was."""
+        blank = self.param("blank", nn.initializers.normal(self.init_sd), x.shape[-1:])
+        if deterministic:
+            return x
+        hidden = jax.random.bernoulli(self.make_rng("dropout"), self.rate, history.shape) & (history > 0)
+        return jnp.where(hidden[..., None], blank[None, None], x)
 
 
 class UserFeatures(nn.Module):
