@@ -11,7 +11,7 @@ Rules = list[tuple[bool, str, str]]
 WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
-_HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.behaviour_dropout` is for
+HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.behaviour_dropout` is for
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 
@@ -110,9 +110,9 @@ def model_rules(c: "Config") -> Rules:
         (0 <= m.sketch_dropout < 1, "model.sketch_dropout", "must be in [0, 1)"),
         (0 <= m.behaviour_dropout < 1, "model.behaviour_dropout", "must be in [0, 1)"),
         (
-            m.behaviour_dropout == 0 or m.name in _HIDING,
+            m.behaviour_dropout == 0 or m.name in HIDING,
             "model.behaviour_dropout",
-            f"is for {', '.join(_HIDING)}; must be 0 for other models",
+            f"is for {', '.join(HIDING)}; must be 0 for other models",
         ),
         (
             m.behaviour_dropout == 0 or m.name != "t2diff_causal" or c.diffusion.target == "item",

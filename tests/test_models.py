@@ -7,7 +7,7 @@ from counts import block, count, norm, parameters
 from model_cases import ITEMS, PLAIN, drawn, make_batch, make_catalogue, quick_jit, small_config
 
 from configs import base
-from t2diff_jax.config_rules import _HIDING, MODELS
+from t2diff_jax.config_rules import HIDING, MODELS
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Retriever
 
@@ -35,7 +35,7 @@ def test_a_model_without_extras_has_a_finite_loss_and_scores(name):
     assert np.isfinite(scores).all() and (scores.std(axis=-1) > 0)[mask][0]
 
 
-@pytest.mark.parametrize("name", _HIDING)
+@pytest.mark.parametrize("name", HIDING)
 def test_hidden_behaviours_concern_training_alone(name):
     """Its loss is another and teaches the vector that stands for them; a request is served as without."""
     plain = build_retriever(small_config(model__name=name, diffusion__target="item"), PLAIN)
