@@ -303,6 +303,8 @@ checkpointer = Checkpointer(sys.argv[1], keep=2, select="ndcg@10", log_digest="l
 checkpointer.save(1, {"table": state["table"][:9]}, {})
 checkpointer.wait()
 checkpointer.save(2, state, {})
+while len(list(pathlib.Path(sys.argv[1], "checkpoints").iterdir())) < 2:
+    pass  # it is saved in the background
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
