@@ -103,8 +103,6 @@ def get_config() -> ConfigDict:
             session_length=10,  # k
             session_gap=0,  # seconds that end a session, at most k behaviours; 0: the last k (needs real_times)
             activation_hidden=64,  # hidden width of the activation unit of the target attention
-            conv=0,  # t2diff_causal: attention reads a convolution over so many of the latest behaviours; 0: none
-            gated=False,  # t2diff_causal: feed-forward layers silu(a) b of two thirds of `hidden`
             user_tower="ffn",  # t2diff: ffn | concat: what makes e_u of [h_l, h_s]
             item_tower="identity",  # identity | dense: what makes the scored item vector of e(i)
             # What takes the next item's place: diffusion | empty; to compare, with t2diff_causal also learned (vectors
@@ -115,7 +113,6 @@ def get_config() -> ConfigDict:
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
     )
-    config.model.sasrec = ConfigDict(dict(conv=0, gated=False))  # T2Diff's blocks (above) in SASRec, as a control
     config.model.bert4rec = ConfigDict(dict(masked=0.2))  # share of the places masked in training, beside the last
     config.model.caser = ConfigDict(dict(last=5, horizontal=16, vertical=4))  # behaviours it sees; filters of a kind
     # Numbers a dimension keeps of the past; places that the convolution sees; inner width over model.dim; places whose

@@ -103,14 +103,6 @@ class BERT4RecConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecConfig:
-    """`model.sasrec`: `configs/base.py` says what each key means."""
-
-    conv: int
-    gated: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class CaserConfig:
     """`model.caser`: `configs/base.py` says what each key means."""
 
@@ -192,14 +184,11 @@ class ModelConfig:
     session_length: int
     session_gap: int
     activation_hidden: int
-    conv: int
-    gated: bool
     user_tower: typing.Literal["ffn", "concat"]
     item_tower: typing.Literal["identity", "dense"]
     slot: typing.Literal["diffusion", "empty", "learned", "regressor", "vae", "gan", "diffurec", "oracle"]
     dtype: typing.Literal["float32", "bfloat16"]
     row_multiple: int
-    sasrec: SASRecConfig
     bert4rec: BERT4RecConfig
     caser: CaserConfig
     mamba: MambaConfig

@@ -18,7 +18,8 @@ MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_towe
 
 def rules(config: "Config") -> Rules:
     """All rules, in the order in which they are told."""
-    parts = (data_rules, model_rules, rival_rules, diffusion_rules, slot_rules, loss_rules, cold_rules, run_rules)
+    of_models = (model_rules, dropout_rules, rival_rules, diffusion_rules, slot_rules)
+    parts = (data_rules, *of_models, loss_rules, cold_rules, run_rules)
     return [rule for part in parts for rule in part(config)]
 
 
@@ -105,7 +106,20 @@ def model_rules(c: "Config") -> Rules:
             "model.user_scale",
             f"is for {', '.join(_SCALED)}; must be 1 for other models",
         ),
-        (min(m.conv, m.sasrec.conv) >= 0, "model.conv", "and model.sasrec.conv must not be negative"),
+        (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
+        (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
+        (
+            min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,
+            "model.mamba",
+            "sizes must be at least 1, chunk at least 0",
+        ),
+    ]
+
+
+def dropout_rules(c: "Config") -> Rules:
+    """What training hides from a model."""
+    m = c.model
+    return [
         (0 <= m.dropout < 1, "model.dropout", "must be in [0, 1)"),
         (0 <= m.sketch_dropout < 1, "model.sketch_dropout", "must be in [0, 1)"),
         (0 <= m.behaviour_dropout < 1, "model.behaviour_dropout", "must be in [0, 1)"),
@@ -118,13 +132,6 @@ def model_rules(c: "Config") -> Rules:
             m.behaviour_dropout == 0 or m.name != "t2diff_causal" or c.diffusion.target == "item",
             "model.behaviour_dropout",
             "needs diffusion.target=item: a drift has to know the behaviour that it starts from",
-        ),
-        (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
-        (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
-        (
-            min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,
-            "model.mamba",
-            "sizes must be at least 1, chunk at least 0",
         ),
     ]
 

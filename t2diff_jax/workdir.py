@@ -23,8 +23,7 @@ CONFIG_FILE = "config.json"
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
 _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
 # What versions before these keys of `model` did.
-_PLAIN = {"conv": 0, "gated": False}
-_BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0, "behaviour_dropout": 0.0, **_PLAIN, "sasrec": _PLAIN}
+_BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0, "behaviour_dropout": 0.0}
 _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 

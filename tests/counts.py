@@ -37,10 +37,9 @@ def norm(width: int) -> int:
     return 2 * width
 
 
-def block(d: int, hidden: int, *, taps: int = 0, gated: bool = False) -> int:
-    """Query, key, value and output projections, two norms, feed-forward; a convolution of so many taps."""
-    inner = 2 * hidden // 3 if gated else hidden
-    return 4 * dense(d, d) + 2 * norm(d) + (1 + gated) * dense(d, inner) + dense(inner, d) + taps * d
+def block(d: int, hidden: int) -> int:
+    """Query, key, value and output projections, two norms, feed-forward."""
+    return 4 * dense(d, d) + 2 * norm(d) + dense(d, hidden) + dense(hidden, d)
 
 
 def level(inputs: int, outputs: int, *, step: int = 32) -> int:

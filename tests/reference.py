@@ -56,33 +56,13 @@ def self_attention(p, x, mask):
     return out + p["out"]["bias"]
 
 
-def short_convolution(p, x, valid):
-    """Each place and the valid ones before it, tap by tap."""
-    out = np.zeros_like(x)
-    for place in np.flatnonzero(valid):
-        out[place] += x[place]
-    for place, tap in np.ndindex(len(x), len(p["taps"])):
-        if place >= tap and valid[place - tap]:
-            out[place] += p["taps"][tap] * x[place - tap]
-    return out
-
-
-def feed_forward(p, h):
-    """Two dense layers, gated where there is a gate."""
-    h = swish(dense(p["gate"], h)) * dense(p["hidden"], h) if "gate" in p else gelu(dense(p["hidden"], h))
-    return dense(p["out"], h)
-
-
 def encoder(p, x, mask):
     """Pre-norm transformer encoder of one window."""
     x = x + p["positions"]
     for i in range(sum(name.startswith("block_") for name in p)):
         b = p[f"block_{i}"]
-        h = layer_norm(b["norm_attention"], x)
-        if "convolution" in b:
-            h = short_convolution(b["convolution"], h, mask[-1])
-        x = x + self_attention(b["attention"], h, mask)
-        x = x + feed_forward(b, layer_norm(b["norm_hidden"], x))
+        x = x + self_attention(b["attention"], layer_norm(b["norm_attention"], x), mask)
+        x = x + dense(b["out"], gelu(dense(b["hidden"], layer_norm(b["norm_hidden"], x))))
     return layer_norm(p["norm"], x)
 
 
@@ -108,7 +88,7 @@ def slot_attention(p, slot, behaviours, mask):
     for h in range(query.shape[1]):
         a = softmax(key[:, h] @ query[-1, h] / np.sqrt(query.shape[2]), np.ones(len(tokens), bool))
         out = out + (a @ value[:, h]) @ p["mix"]["kernel"][h]
-    return out + feed_forward(p, layer_norm(p["norm_hidden"], out))
+    return out + dense(p["out"], gelu(dense(p["hidden"], layer_norm(p["norm_hidden"], out))))
 
 
 def conv3(kernel, x):

@@ -12,7 +12,6 @@ from model_cases import drawn, float64, normal, quick_jit
 
 from t2diff_jax.nn.attention import (
     SelfAttention,
-    ShortConvolution,
     SlotAttention,
     TargetAttention,
     TransformerBlock,
@@ -31,16 +30,13 @@ X = jnp.asarray(normal(0, B, L, D))
 KEYS = jnp.asarray(np.arange(L) >= np.array([[0], [2], [L]]))  # a full, a padded and an empty window
 PAIRS = jnp.asarray(np.broadcast_to(np.asarray(KEYS)[:, None], (B, L, L)))
 GARBAGE = jnp.asarray(np.where(np.asarray(KEYS)[..., None], X, 1e6 * normal(9, B, L, D)))
-SIZES = dict(heads=2, hidden=6, rotary=False, dtype=FLOAT)
-ENCODER = TransformerEncoder(layers=2, dropout=0.0, taps=0, gated=False, **SIZES)
-CONVOLVED = dataclasses.replace(ENCODER, taps=3, gated=True)
+ENCODER = TransformerEncoder(layers=2, heads=2, hidden=6, dropout=0.0, rotary=False, dtype=FLOAT)
 
 
-@pytest.fixture(scope="module", params=[ENCODER, CONVOLVED], ids=["plain", "convolved and gated"])
-def encode(request):
-    net = request.param
-    params = drawn(net.init, X, PAIRS, deterministic=True)
-    return quick_jit(lambda x, mask: net.apply({"params": params}, x, mask, deterministic=True)), float64(params)
+@pytest.fixture(scope="module")
+def encode():
+    params = drawn(ENCODER.init, X, PAIRS, deterministic=True)
+    return quick_jit(lambda x, mask: ENCODER.apply({"params": params}, x, mask, deterministic=True)), float64(params)
 
 
 def test_masked_softmax_by_hand():
@@ -117,30 +113,6 @@ def test_self_attention_against_numpy():
     np.testing.assert_array_equal(got[np.asarray(KEYS)], garbage[np.asarray(KEYS)])
 
 
-def test_short_convolution_by_hand():
-    """Taps 10, 1 and .5 on 1, 2, 4: 11; 2 + 20 + 1; 4 + 40 + 2 + .5. Behind padding, whatever stands there, 2: 22."""
-    net, taps = ShortConvolution(3, FLOAT), jnp.array([[10.0], [1.0], [0.5]])
-    x = jnp.array([[[1.0], [2.0], [4.0]], [[jnp.nan], [2.0], [4.0]]])
-    got = net.apply({"params": {"taps": taps}}, x, jnp.array([[True] * 3, [False, True, True]]))
-    np.testing.assert_allclose(got[..., 0], [[11, 23, 46.5], [0, 22, 46]])
-
-
-def test_short_convolution_starts_as_the_identity():
-    """Also with more taps than there are places."""
-    net, valid = ShortConvolution(L + 2, FLOAT), jnp.ones((B, L), bool)
-    np.testing.assert_array_equal(net.apply(net.init(jax.random.key(0), X, valid), X, valid), X)
-
-
-def test_a_gate_costs_no_parameters():
-    """Of 6 hidden units 4 are left, twice: 2 x (4 x 4 + 4) + 4 x 4 + 4, without a gate 4 x 6 + 6 + 6 x 4 + 4."""
-    sizes = [
-        sum(leaf.size for name, layer in params["block_0"].items() if name in ("gate", "hidden", "out")
-            for leaf in jax.tree.leaves(layer))
-        for params in (drawn(net.init, X, PAIRS, deterministic=True) for net in (ENCODER, CONVOLVED))
-    ]  # fmt: skip
-    assert sizes == [58, 60]
-
-
 def test_projections_start_different():
     params = quick_jit(SelfAttention(heads=2, rotary=False, dtype=FLOAT).init)(jax.random.key(1), X, PAIRS)["params"]
     query, key, value = (params[n]["kernel"] for n in ("query", "key", "value"))
@@ -171,11 +143,10 @@ def test_encoder_is_causal_under_a_causal_mask(encode):
         assert np.all(np.abs(before[:, j:] - after[:, j:]).max(axis=-1) > 1e-4)
 
 
-@pytest.mark.parametrize("encoder", [ENCODER, CONVOLVED], ids=["plain", "convolved and gated"])
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("last", [1, 3, L])
-def test_the_last_states_by_themselves(encoder, rotary, last):
-    net = dataclasses.replace(encoder, rotary=rotary)
+def test_the_last_states_by_themselves(rotary, last):
+    net = dataclasses.replace(ENCODER, rotary=rotary)
     params, mask = drawn(net.init, X, PAIRS, deterministic=True), PAIRS & jnp.tri(L, dtype=bool)[None]
 
     def states(last):
@@ -193,19 +164,18 @@ def test_encoder_positions_tell_orders_apart(encode):
     assert np.abs(forward - backward[:, ::-1]).max() > 0.01
 
 
-@pytest.mark.parametrize("encoder", [ENCODER, CONVOLVED], ids=["plain", "convolved and gated"])
-def test_encoder_gradients_are_finite(encoder):
-    params = drawn(encoder.init, X, PAIRS, deterministic=True)
+def test_encoder_gradients_are_finite():
+    params = drawn(ENCODER.init, X, PAIRS, deterministic=True)
 
     def total(x):
-        return (encoder.apply({"params": params}, x, PAIRS, deterministic=True) ** 2).sum()
+        return (ENCODER.apply({"params": params}, x, PAIRS, deterministic=True) ** 2).sum()
 
     gradient = quick_jit(jax.grad(total))(X)
     assert np.isfinite(gradient).all()
 
 
 def test_dropout_acts_in_training_only():
-    block = TransformerBlock(dropout=0.5, taps=0, gated=False, **SIZES)
+    block = TransformerBlock(heads=2, hidden=6, dropout=0.5, rotary=False, dtype=FLOAT)
     variables = {"params": drawn(block.init, X, PAIRS, deterministic=True)}
     apply = quick_jit(lambda key: block.apply(variables, X, PAIRS, deterministic=False, rngs={"dropout": key}))
     first, again, other = (np.asarray(apply(jax.random.key(seed))) for seed in (0, 0, 1))
@@ -241,7 +211,7 @@ P = 4
 SLOTS = jnp.asarray(normal(11, B, P, D))
 ALLOWED = np.random.default_rng(12).random((B, P, L)) < 0.6
 ALLOWED[1, 2] = ALLOWED[2] = False
-SLOT_ATTENTION = SlotAttention(dropout=0.0, gated=False, **SIZES)
+SLOT_ATTENTION = SlotAttention(heads=2, hidden=6, dropout=0.0, rotary=False, dtype=FLOAT)
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +220,9 @@ def attend():
     return quick_jit(functools.partial(SLOT_ATTENTION.apply, {"params": params}, deterministic=True)), float64(params)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_slot_attention_against_numpy(gated):
-    net = dataclasses.replace(SLOT_ATTENTION, gated=gated)
-    params = drawn(net.init, SLOTS, X, jnp.asarray(ALLOWED), deterministic=True)
-    apply = quick_jit(functools.partial(net.apply, {"params": params}, deterministic=True))
-    got, params = apply(SLOTS, X, jnp.asarray(ALLOWED)), float64(params)
+def test_slot_attention_against_numpy(attend):
+    apply, params = attend
+    got = apply(SLOTS, X, jnp.asarray(ALLOWED))
     for row, place in np.ndindex(B, P):
         expected = reference.slot_attention(params, float64(SLOTS[row, place]), float64(X[row]), ALLOWED[row, place])
         np.testing.assert_allclose(got[row, place], expected, atol=1e-5)
@@ -365,7 +332,7 @@ def test_compute_dtype():
         (TargetAttention(hidden=3, lag_buckets=7, dtype=low), X, H, SEEN, LAG),
         (SelfAttention(heads=2, rotary=False, dtype=low), X, PAIRS),
         (
-            SlotAttention(heads=2, hidden=6, dropout=0.5, rotary=False, gated=True, dtype=low),
+            SlotAttention(heads=2, hidden=6, dropout=0.5, rotary=False, dtype=low),
             SLOTS.astype(low),
             X.astype(low),
             SEEN,
@@ -406,7 +373,7 @@ def test_rotary_attention_tells_orders_apart_and_has_no_table():
     np.testing.assert_allclose(
         plain.apply(params, X[:, order], everything), plain.apply(params, X, everything)[:, order], atol=1e-5
     )
-    encoder = TransformerEncoder(1, 1, hidden=4, dropout=0.0, rotary=True, taps=0, gated=False, dtype=FLOAT)
+    encoder = TransformerEncoder(layers=1, heads=1, hidden=4, dropout=0.0, rotary=True, dtype=FLOAT)
     shapes = jax.eval_shape(functools.partial(encoder.init, deterministic=True), jax.random.key(0), X, everything)
     assert "positions" not in shapes["params"]
 

@@ -145,7 +145,6 @@ RULES = [
     *(("model", {f"model.{name}": 0}) for name in ("hidden", "activation_hidden", "user_feature_dim", "init_sd")),
     ("model.user_scale", {"model.user_scale": 0.0, "model.name": "sasrec"}),
     ("model.user_scale", {"model.user_scale": 2.0, "model.name": "stosa"}),
-    *(("model.conv", {f"model.{of}conv": -1}) for of in ("", "sasrec.")),
     ("model.bert4rec.masked", {"model.bert4rec.masked": 1.1}),
     ("model.caser", {"model.caser.last": 0}),
     ("model.mamba", {"model.mamba.conv": 0}),

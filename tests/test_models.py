@@ -3,10 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from counts import block, count, norm, parameters
 from model_cases import ITEMS, PLAIN, drawn, make_batch, make_catalogue, quick_jit, small_config
 
-from configs import base
 from t2diff_jax.config_rules import HIDING, MODELS
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Retriever
@@ -59,16 +57,3 @@ def test_hidden_behaviours_concern_training_alone(name):
     np.testing.assert_allclose(users, expected, atol=1e-4)
     assert abs(loss - other) > 1e-3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.all(np.abs(gradient["behaviour_dropout"]["blank"]) > 1e-6)
-
-
-def test_parameters_with_convolutions_and_gates():
-    """In every block of the encoder; the session's attention has a gate and nothing to convolve. SASRec has its own."""
-    config = base.get_config()
-    config.model.update(name="t2diff_causal", positions="rotary", conv=8, gated=True)
-    params = parameters(config, PLAIN)
-    encoder = 2 * block(64, 256, taps=8, gated=True) + norm(64)
-    assert count(params["encoder"]) == encoder and count(params["session"]) == block(64, 256, gated=True)
-    config.model.name = "sasrec"
-    assert count(parameters(config, PLAIN)["encoder"]) == 2 * block(64, 256) + norm(64)
-    config.model.sasrec.update(conv=8, gated=True)
-    assert count(parameters(config, PLAIN)["encoder"]) == encoder

@@ -65,14 +65,12 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     del stored["config"]["auto"], stored["config"]["eval"]["search_recall"], stored["config"]["model"]["interests"]
     del stored["config"]["model"]["mamba"]["chunk"], stored["config"]["model"]["bert4rec"]
     stored["config"]["model"]["bert_masked"] = 0.2
-    for name in ("user_scale", "sketch_dropout", "behaviour_dropout", "conv", "gated", "sasrec"):
+    for name in ("user_scale", "sketch_dropout", "behaviour_dropout"):
         del stored["config"]["model"][name]
     stored["config"]["dry_run"]["items"] = stored["config"]["dry_run"].pop("n_items")
     path.write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match=r"mamba\.chunk: 0 there, 4 now"):  # it had all places at once
         check_same_model(tmp_path, config)
-    with pytest.raises(ConfigError, match=r"sasrec\.conv: 0 there, 8 now"):  # another model, but as it was published
-        check_same_model(tmp_path, changed_config(config, model__sasrec__conv=8))
     config = changed_config(config, model__mamba__chunk=0)
     open_workdir(tmp_path, changed_config(config, model__interests__number=9), "log")
     check_same_model(tmp_path, changed_config(config, model__interests__number=9))

@@ -28,8 +28,7 @@ class BERT4RecNet(SequentialNet):
     def make_encoder(self) -> nn.Module:
         """Takes a mask in place of what is valid: see `encode_masked`."""
         m = self.model
-        args = m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary"
-        return TransformerEncoder(*args, taps=0, gated=False, dtype=jnp.dtype(m.dtype))
+        return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
 
     def encode_masked(
         self, x: jax.Array, masked: jax.Array, batch: Batch, *, deterministic: bool, last: int = 0

@@ -33,18 +33,15 @@ class ContrastVAENet(SequentialNet):
 
     def setup(self) -> None:
         super().setup()
-        m = self.model
+        m, dtype = self.model, jnp.dtype(self.model.dtype)
+        rotary = m.positions == "rotary"
         self.mean, self.log_variance = (nn.Dense(m.dim, dtype=jnp.float32) for _ in range(2))
-        self.decoder = self._blocks(1)
+        self.decoder = TransformerEncoder(1, m.heads, m.hidden, m.dropout, rotary, dtype)
 
     def make_encoder(self) -> nn.Module:
         """Takes a mask in place of what is valid."""
-        return self._blocks(self.model.layers)
-
-    def _blocks(self, layers: int) -> nn.Module:
         m = self.model
-        args = layers, m.heads, m.hidden, m.dropout, m.positions == "rotary"
-        return TransformerEncoder(*args, taps=0, gated=False, dtype=jnp.dtype(m.dtype))
+        return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D] decoded from the means."""

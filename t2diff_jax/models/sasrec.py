@@ -16,8 +16,7 @@ class SASRecNet(SequentialNet):
     def make_encoder(self) -> nn.Module:
         """Takes a mask in place of what is valid: see `encode`."""
         m = self.model
-        args = m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", m.sasrec.conv, m.sasrec.gated
-        return TransformerEncoder(*args, jnp.dtype(m.dtype))
+        return TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, m.positions == "rotary", jnp.dtype(m.dtype))
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D]."""

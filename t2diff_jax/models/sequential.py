@@ -44,8 +44,7 @@ class SequentialNet(nn.Module):
     def setup(self) -> None:
         m, dtype = self.model, jnp.dtype(self.model.dtype)
         self.items = item_embedding(m, self.sizes)
-        if m.behaviour_dropout:
-            self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
+        self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of an encoder, which would drown them.
         self.item_norm = nn.LayerNorm(dtype=dtype)
         self.encoder = self.make_encoder()
@@ -76,8 +75,7 @@ class SequentialNet(nn.Module):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
-        if self.model.behaviour_dropout:
-            x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
+        x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
         h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
         return self.user_of_states(h, x, batch, deterministic=deterministic)
 

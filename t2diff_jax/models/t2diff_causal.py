@@ -195,10 +195,8 @@ class T2DiffCausal:
         params = {"params": variables["params"]}
         items = step_items(self.net, params, catalogue, self.loss_config, batch)
         history = batch["history"]
-        x = items.lookup(history)
-        if self.model.behaviour_dropout:
-            streams = {"dropout": jax.random.fold_in(key_encoder, 0)}
-            x = self._apply(variables, "hide", x, history, deterministic=False, rngs=streams)
+        hiding = {"dropout": jax.random.fold_in(key_encoder, 0)}
+        x = self._apply(variables, "hide", items.lookup(history), history, deterministic=False, rngs=hiding)
         states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
         match self.model.slot:
             case "empty":

@@ -29,12 +29,11 @@ class T2DiffCausalNet(nn.Module):
         m, dtype, rotary = self.model, jnp.dtype(self.model.dtype), self.model.positions == "rotary"
         self.items = item_embedding(m, self.sizes)
         self.item_tower = ItemTower(m.item_tower, m.dim)
-        if m.behaviour_dropout:
-            self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
+        self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of a transformer, which would drown behaviours and slots.
         self.item_norm = nn.LayerNorm(dtype=dtype)
-        self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, m.conv, m.gated, dtype)
-        self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, m.gated, dtype)
+        self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
+        self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, dtype)
         self.target_attention = TargetAttention(m.activation_hidden, LAG_BUCKETS if self.sizes.lags else 0, dtype)
         self.user_hidden = nn.Dense(m.hidden, dtype=dtype)
         self.user_out = nn.Dense(m.dim, dtype=jnp.float32)
@@ -76,7 +75,7 @@ class T2DiffCausalNet(nn.Module):
         return self.items(ids, catalogue)
 
     def hide(self, x: jax.Array, history: jax.Array, *, deterministic: bool) -> jax.Array:
-        """e(i) of the behaviours as training shows them, [B, L, D]; only where there is `model.behaviour_dropout`."""
+        """e(i) of the behaviours as training shows them, [B, L, D]."""
         return self.behaviour_dropout(x, history, deterministic=deterministic)
 
     def score_vectors(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
@@ -171,7 +170,7 @@ class T2DiffCausalNet(nn.Module):
     def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
         """Touches every parameter, for `init`."""
         x, mask = self.embed(batch["history"], catalogue), batch["history"] > 0
-        x = self.hide(x, batch["history"], deterministic=True) if self.model.behaviour_dropout else x
+        x = self.hide(x, batch["history"], deterministic=True)
         states, slots = self.encode(x, batch["history"], deterministic=True), None
         if self.model.slot != "empty":
             slots = self._touch_generator(x, states, mask)

@@ -69,51 +69,13 @@ class SelfAttention(nn.Module):
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
 
 
-class ShortConvolution(nn.Module):
-    """y_l = x_l + sum_t w_t * x_{l-t}, t in 0..taps-1, a number w for each tap and dimension; 0 where not valid.
-
-    At the start y = x. A drift, x_l - x_{l-1}, is one of its filters.
-    """
-
-    taps: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "#B L"]) -> Float[Array, "B L D"]:
-        weights = self.param("taps", nn.initializers.zeros, (self.taps, x.shape[-1])).astype(self.dtype)
-        x = jnp.where(valid[..., None], x, 0)
-        before = jnp.pad(x, ((0, 0), (self.taps - 1, 0), (0, 0)))
-        length, first = x.shape[1], self.taps - 1
-        return x + sum(weights[None, None, t] * before[:, first - t : first - t + length] for t in range(self.taps))
-
-
-def feed_forward(x: Float[Array, "B P D"], hidden: int, gated: bool, dtype: jnp.dtype) -> Float[Array, "B P D"]:
-    """Two dense layers of the module that calls, GELU between them.
-
-    Gated, silu(a) b of two thirds as many units, so that there are as many parameters (Shazeer 2020).
-    """
-    if gated:
-        a, b = (nn.Dense(2 * hidden // 3, dtype=dtype, name=name)(x) for name in ("gate", "hidden"))
-        h = nn.silu(a) * b
-    else:
-        h = nn.gelu(nn.Dense(hidden, dtype=dtype, name="hidden")(x))
-    return nn.Dense(x.shape[-1], dtype=dtype, name="out")(h)
-
-
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x)); of `last` places alone if positive.
-
-    Attributes:
-      taps: attention reads a `ShortConvolution` of the norm over so many places, whose mask is causal then; 0: none.
-      gated: see `feed_forward`.
-    """
+    """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x)); of `last` places alone if positive."""
 
     heads: int
     hidden: int
     dropout: float
     rotary: bool
-    taps: int
-    gated: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -122,17 +84,14 @@ class TransformerBlock(nn.Module):
     ) -> Float[Array, "B P D"]:
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         h = nn.LayerNorm(dtype=self.dtype, name="norm_attention")(x)
-        if self.taps:
-            h = ShortConvolution(self.taps, self.dtype, name="convolution")(h, mask[:, -1])
         x = x[:, -last:] + drop(SelfAttention(self.heads, self.rotary, self.dtype, name="attention")(h, mask, last))
         h = nn.LayerNorm(dtype=self.dtype, name="norm_hidden")(x)
-        return x + drop(feed_forward(h, self.hidden, self.gated, self.dtype))
+        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(h))
+        return x + drop(nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(h))
 
 
 class TransformerEncoder(nn.Module):
     """A stack of blocks and a final norm. Positions are rotary, or learned and counted from the right end.
-
-    `taps` and `gated` are those of the blocks.
 
     With a positive `last` the states of so many places, the last ones: the last block computes no others.
     """
@@ -142,8 +101,6 @@ class TransformerEncoder(nn.Module):
     hidden: int
     dropout: float
     rotary: bool
-    taps: int
-    gated: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -155,8 +112,7 @@ class TransformerEncoder(nn.Module):
         x = x.astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         for i in range(self.layers):
-            args = self.heads, self.hidden, self.dropout, self.rotary, self.taps, self.gated, self.dtype
-            block = TransformerBlock(*args, name=f"block_{i}")
+            block = TransformerBlock(self.heads, self.hidden, self.dropout, self.rotary, self.dtype, name=f"block_{i}")
             x = block(x, mask, deterministic=deterministic, last=last if i == self.layers - 1 else 0)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
@@ -171,7 +127,6 @@ class SlotAttention(nn.Module):
     hidden: int
     dropout: float
     rotary: bool
-    gated: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -186,7 +141,8 @@ class SlotAttention(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         slots = slots + drop(self._attend(slots, behaviours, mask))
         h = nn.LayerNorm(dtype=self.dtype, name="norm_hidden")(slots)
-        return slots + drop(feed_forward(h, self.hidden, self.gated, self.dtype))
+        h = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(h))
+        return slots + drop(nn.Dense(slots.shape[-1], dtype=self.dtype, name="out")(h))
 
     def _attend(self, slots: Array, behaviours: Array, mask: Array) -> Array:
         width, dtype = slots.shape[-1] // self.heads, self.dtype

@@ -79,7 +79,6 @@ class WindowDenoiser(nn.Module):
         step = nn.Dense(self.features, dtype=self.dtype, name="step")(step_embedding(r, self.step_dim))
         mixed = (x + self.mixing * (1 + share) * (z + step)) * mask[..., None]
         causal = jnp.tri(mask.shape[1], dtype=bool)[None] & mask[:, None, :]
-        args = self.layers, self.heads, self.hidden, self.dropout, self.rotary
-        encoder = TransformerEncoder(*args, taps=0, gated=False, dtype=self.dtype, name="encoder")
-        states = encoder(mixed, causal, deterministic=deterministic)
+        args = self.layers, self.heads, self.hidden, self.dropout, self.rotary, self.dtype
+        states = TransformerEncoder(*args, name="encoder")(mixed, causal, deterministic=deterministic)
         return nn.Dense(self.features, dtype=jnp.float32, name="out")(states)

@@ -68,7 +68,7 @@ class BehaviourDropout(nn.Module):
     """In training one learned vector stands in place of e(i) of `rate` of the behaviours, drawn anew at every step.
 
     Dropout of dimensions leaves every behaviour known: histories are still learned by heart, which is of no use for
-    users whom training never met. Random stream: "dropout".
+    users whom training never met. Random stream: "dropout". With a rate of 0 there is no such vector.
     """
 
     rate: float
@@ -79,6 +79,8 @@ class BehaviourDropout(nn.Module):
         self, x: Float[Array, "B L D"], history: Int[Array, "B L"], *, deterministic: bool
     ) -> Float[Array, "B L D"]:
         """x with padding as it was."""
+        if self.rate == 0:
+            return x
         blank = self.param("blank", nn.initializers.normal(self.init_sd), x.shape[-1:])
         if deterministic:
             return x

@@ -60,7 +60,7 @@ class MixedAttention(nn.Module):
         if not self.attend_self:
             pairs = pairs & ~jnp.eye(tokens.shape[1], dtype=bool)[None]
         encoder = TransformerEncoder(
-            self.layers, self.heads, self.hidden, self.dropout, self.rotary, 0, False, self.dtype, name="session"
+            self.layers, self.heads, self.hidden, self.dropout, self.rotary, self.dtype, name="session"
         )
         encoded = encoder(tokens, pairs, deterministic=deterministic) * mask[..., None]
         return encoded.sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1).astype(self.dtype)
