@@ -234,7 +234,7 @@ class T2DiffCausal:
         batch: Batch,
         key: jax.Array,
     ) -> Generated:
-        """One training step of the generator (algorithm 1). The truth is always detached.
+        """One training step of the generator (algorithm 1). The truth is always detached, and nothing of it is hidden.
 
         With `diffusion.stop_gradient` all that enters or leaves it is detached too, and the slot trains nothing here.
         """
@@ -243,7 +243,7 @@ class T2DiffCausal:
             return jax.lax.stop_gradient(tree) if self.diffusion.stop_gradient else tree
 
         key_learn, key_slot, key_dropout = jax.random.split(key, 3)
-        truth_x, target = jax.lax.stop_gradient((x, items.lookup(batch["target"])))
+        truth_x, target = (jax.lax.stop_gradient(items.lookup(batch[name])) for name in ("history", "target"))
         z0, mask, weight = clean(self.diffusion, truth_x, target), batch["history"] > 0, batch["weight"]
         stats = update_drift_scale(variables["stats"], z0, mask, weight, self.diffusion.scale_decay)
         if self.model.slot == "oracle":
