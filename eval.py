@@ -1,6 +1,6 @@
 """Evaluates a checkpoint over the full catalogue.
 
-python eval.py --config configs/quickstart.py --workdir runs/quickstart
+python eval.py --workdir runs/quickstart
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from t2diff_jax.explain import explained
 from t2diff_jax.writer import say
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config that the workdir was trained with; eval.* and diffusion.sampler* are free."
+    "config", None, "The run's own if not given. --config.eval.* and --config.diffusion.sampler* are free."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the best by validation if not given.")
@@ -35,6 +35,11 @@ flags.register_multi_flags_validator(
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the vectors of all items and of the requests, as .npy files.")
 _AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
+flags.register_multi_flags_validator(
+    ["name", "split", "against"],
+    lambda given: not given["against"] or given["name"] in ("", final.evaluation_name(given["split"])),
+    "--against compares ranks, which an evaluation under another --name does not keep: leave --name out",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -62,4 +67,4 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parser(_CONFIG))
+    app.run(main, flags_parser=parser(_CONFIG, of_run=True))

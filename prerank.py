@@ -1,6 +1,6 @@
 """Trains a pre-ranker (COLD) on what a trained retriever recommends, and measures what re-ranking brings and costs.
 
-python prerank.py --config configs/quickstart.py --workdir runs/quickstart
+python prerank.py --workdir runs/quickstart
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from t2diff_jax.explain import explained
 from t2diff_jax.writer import say, write_json
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config that the retriever was trained with; cold.* and eval.* are free."
+    "config", None, "The run's own if not given. --config.cold.* and --config.eval.* are free."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the retriever's run; the result is written there.")
 _STEP = flags.DEFINE_integer("step", None, "The retriever's checkpoint; the best by validation if not given.")
@@ -45,4 +45,4 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parser(_CONFIG))
+    app.run(main, flags_parser=parser(_CONFIG, of_run=True))

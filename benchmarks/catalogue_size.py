@@ -49,7 +49,7 @@ class Sized:
             "user": np.arange(size, dtype=np.int32),
             "position": np.full(size, window, np.int32),
         }
-        self.batch = put_batch(mesh, batch)
+        self.batch = put_batch(mesh, batch, size)
         recipe = dict(retriever=build_retriever(config, sizes), tx=make_optimizer(config.optim, config.train.steps))
         kept = dict(average=False, count_draws=config.loss.batch_negatives > 0)
         abstract = abstract_state(mesh, self.catalogue, self.batch, **recipe, **kept)

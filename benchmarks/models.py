@@ -62,7 +62,7 @@ def prepared(values: ConfigDict, users: int, small: bool) -> tuple[int, Calls]:
     rows = np.resize(np.arange(len(targets)), users)
     windows = Windows.of(experiment.config)
     requests = gather(experiment.log, targets.users[rows], targets.positions[rows], windows)
-    some = put_batch(experiment.mesh, requests)
+    some = put_batch(experiment.mesh, requests, users)
     encode = jax.jit(experiment.retriever.encode_user)
 
     def one_step() -> object:

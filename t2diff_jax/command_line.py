@@ -1,26 +1,35 @@
 """What the commands share: parsing flags, and what is wrong with the configuration told in one line."""
 
+import argparse
+import pathlib
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config_values import ConfigError, check_overrides
 
+_OF_RUN = pathlib.Path(__file__).parents[1] / "configs" / "of_run.py"
 
-def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
+
+def parser(config: flags.FlagHolder, *, of_run: bool = False) -> Callable[[list[str]], list[str]]:
     """For `app.run(main, flags_parser=...)`: absl's own, of which the flag `config` names the configuration file.
 
-    Exits with one line where the file or a `--config.key` is not there.
+    of_run: where no file is named, the configuration is that of the run in `--workdir`.
+
+    Exits with one line where the file, the run or a `--config.key` is not there.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             check_overrides(argv)
+            if of_run and (workdir := _workdir_alone(argv)):
+                argv.insert(1, f"--config={_OF_RUN}:{workdir}")  # in sys.argv, where ml_collections looks for overrides
             rest = app.parse_flags_with_usage(argv)
             config.value.to_dict()  # a file that is not there shows only now
-        except ConfigError as error:
-            sys.exit(f"ConfigError: {error}")
+        except (ConfigError, CheckpointError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
         except OSError as error:
             sys.exit(f"--config: {str(error).splitlines()[-1].strip()}")
         if not flags.FLAGS["verbosity"].present:
@@ -28,3 +37,12 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
         return rest
 
     return parse
+
+
+def _workdir_alone(argv: list[str]) -> str | None:
+    """The workdir that arguments name, if they name no configuration file."""
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    names.add_argument("-config", "--config")
+    names.add_argument("-workdir", "--workdir")
+    given, _ = names.parse_known_args(argv[1:])
+    return None if "config" in given else getattr(given, "workdir", None)

@@ -24,7 +24,7 @@ from t2diff_jax.gpu_kinds import COMPILER_OPTIONS, GIB, KINDS, described_devices
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
 from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_of, product_flops
-from t2diff_jax.sharding import check_rows, make_mesh, process_rows, row_sharding
+from t2diff_jax.sharding import check_batch, check_rows, make_mesh, row_sharding
 from t2diff_jax.types import Catalogue, Sizes
 
 # Memory of one device, by the name that its compiler gives the kind.
@@ -135,7 +135,7 @@ def compile_programs(
 
 def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
     """The parts of a run on a log such as `config.dry_run` declares, of which there is none."""
-    process_rows(mesh, config.train.batch_size)
+    check_batch(mesh, config.train.batch_size, "config.train.batch_size")
     catalogue, sizes = abstract_catalogue(config, mesh)
     tx = make_optimizer(config.optim, config.train.steps)
     return Experiment(config, None, None, catalogue, build_retriever(config, sizes), mesh, tx)

@@ -188,7 +188,7 @@ class Evaluator:
         rows = process_rows(self.mesh, self.batch_rows)
         args = dict(with_seen=self.config.exclude_seen)
         for batch in evaluation_batches(self.log, targets, self.windows, self.batch_rows, rows, **args):
-            yield put_batch(self.mesh, batch)
+            yield put_batch(self.mesh, batch, self.batch_rows)
 
     @functools.cached_property
     def _build_table(self):

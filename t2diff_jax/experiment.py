@@ -18,7 +18,7 @@ from t2diff_jax.evaluate import Evaluator
 from t2diff_jax.models import build_retriever
 from t2diff_jax.models.popularity import Popularity
 from t2diff_jax.optim import make_optimizer
-from t2diff_jax.sharding import batch_sharding, make_mesh, process_rows, put_batch, put_catalogue
+from t2diff_jax.sharding import batch_sharding, check_batch, make_mesh, process_rows, put_batch, put_catalogue
 from t2diff_jax.train_state import TrainState, abstract_state, make_state
 from t2diff_jax.train_step import Step, compile_step
 from t2diff_jax.types import Batch, Catalogue, Encoder, Retriever
@@ -67,7 +67,7 @@ class Experiment:
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a 0-based step, on the devices."""
-        return put_batch(self.mesh, self.host_batch_at(step))
+        return put_batch(self.mesh, self.host_batch_at(step), self.config.train.batch_size)
 
     def abstract_batch(self, size: int, *, seen: int = 0) -> Batch:
         """Shapes and shardings of a global batch of so many rows; seen: S where earlier items are excluded, else 0."""
@@ -114,7 +114,7 @@ class Experiment:
 def build(config: Config) -> Experiment:
     """Reads the log and builds everything. Raises `DataError` or `ConfigError` before anything is written."""
     mesh = make_mesh(config.mesh)
-    process_rows(mesh, config.train.batch_size)
+    check_batch(mesh, config.train.batch_size, "config.train.batch_size")
     log = load_log(config.data)
     config = settled(config, log.n_items, jax.default_backend())
     split = make_split(log, config.data, config.seed)

@@ -22,7 +22,7 @@ from t2diff_jax.evaluate import Evaluator, fastest_milliseconds
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.metrics import ranking_metrics
 from t2diff_jax.models.cold import COLD, feature_groups
-from t2diff_jax.sharding import process_rows, put_batch
+from t2diff_jax.sharding import check_batch, put_batch
 from t2diff_jax.types import Batch, Catalogue, Variables
 from t2diff_jax.writer import say
 
@@ -184,7 +184,7 @@ class PreRanking:
         """Their windows, and the retriever's scores [B, C] of the items that are to be scored."""
         targets, windows = requests.targets, Windows.of(self.experiment.config)
         batch = gather(self.experiment.log, targets.users, targets.positions, windows)
-        return put_batch(self.experiment.mesh, batch | {"retrieved": retrieved})
+        return put_batch(self.experiment.mesh, batch | {"retrieved": retrieved}, len(targets))
 
     def targets_of(self, found: Candidates) -> np.ndarray:
         """The items that were taken, int32 [n]."""
@@ -247,7 +247,7 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     config, pre = experiment.config, PreRanking(experiment, variables)
     if jax.process_count() > 1:
         raise ConfigError("prerank.py runs in one process: start it without others beside it")
-    process_rows(experiment.mesh, config.cold.batch_size)
+    check_batch(experiment.mesh, config.cold.batch_size, "config.cold.batch_size")
     to_stop, to_measure = pre.later_requests(split)
     log = pre.with_the_taken(pre.logged(pre.training_requests()))
     later, found = pre.with_the_taken(pre.logged(to_stop)), pre.logged(to_measure)

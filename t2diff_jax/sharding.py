@@ -84,26 +84,32 @@ def check_rows(mesh: Mesh, rows: int) -> None:
         )
 
 
-def process_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a global batch that this process has to make.
-
-    Raises:
-      ConfigError: the batch does not divide by the data axis.
-    """
+def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Raises `ConfigError`, which names the `key`, unless a global batch divides by the data axis."""
     if batch_size % mesh.shape["data"]:
         raise ConfigError(
-            f"config.train.batch_size: {batch_size} does not divide by the {mesh.shape['data']} devices of the data "
-            "axis; set it to a multiple, or give config.mesh.model more of the devices"
+            f"{key}: {batch_size} does not divide by the {mesh.shape['data']} devices of the data axis; set it to a "
+            "multiple, or give config.mesh.model more of the devices"
         )
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process has to make, ascending int [rows].
+
+    They need not be contiguous: on a TPU slice the mesh follows the wires, a host its place in the grid.
+    """
     index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    spans = [span.indices(batch_size) for (span,) in index.values()]
-    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+    return np.unique(np.concatenate([np.arange(batch_size)[span] for (span,) in index.values()]))
 
 
-def put_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A global batch on the devices from each process's own rows."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+def put_batch(mesh: Mesh, rows: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
+    """A global batch on the devices from each process's own rows, those of `process_rows`."""
+
+    def put(value: np.ndarray) -> jax.Array:
+        shape = batch_size, *value.shape[1:]
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), value, shape)
+
+    return {name: put(value) for name, value in rows.items()}
 
 
 def to_host(mesh: Mesh, value: jax.Array) -> np.ndarray:

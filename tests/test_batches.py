@@ -240,7 +240,7 @@ def test_training_batches_do_not_depend_on_held_out_behaviours(protocol):
     other = dataclasses.replace(log, items=items, times=times)
     order = TrainingOrder.of(split, config, 0)
     for step in range(order.epoch_size // 32 + 1):
-        a, b = (make_batch_at(x, order, PLAIN, 32, slice(0, 32))(step) for x in (log, other))
+        a, b = (make_batch_at(x, order, PLAIN, 32, np.arange(32))(step) for x in (log, other))
         equal(a, b)
 
 
@@ -257,7 +257,7 @@ def small_order(kind="every", fixed=False):
 @pytest.mark.parametrize(("kind", "fixed"), [("every", False), ("drawn", False), ("drawn", True)])
 def test_batches_run_through_the_epochs(size, kind, fixed):
     log, order = small_order(kind, fixed)
-    batch_at = make_batch_at(log, order, PLAIN, size, slice(0, size))
+    batch_at = make_batch_at(log, order, PLAIN, size, np.arange(size))
     steps = -(-4 * order.epoch_size // size)
     rows = joined([batch_at(step) for step in range(steps)])
     found = list(zip(rows["user"].tolist(), rows["position"].tolist(), strict=True))
@@ -271,7 +271,7 @@ def test_batch_at_is_a_pure_function_of_the_step():
     split = make_split(log, data_config("synthetic"), 0)
     order = order_of(log, split, targets_per_user=2)  # about one batch per epoch
     steps = range(12)
-    one, other = (make_batch_at(log, order, PLAIN, 64, slice(0, 64)) for _ in range(2))
+    one, other = (make_batch_at(log, order, PLAIN, 64, np.arange(64)) for _ in range(2))
     forward = [one(step) for step in steps]
     jumping = {step: other(step) for step in np.random.default_rng(0).permutation(12).tolist()}
     for step in steps:
@@ -282,8 +282,8 @@ def test_batch_at_is_a_pure_function_of_the_step():
 def test_shares_of_four_processes_make_the_global_batch():
     log = random_log(users=40)
     order = order_of(log, make_split(log, data_config("synthetic"), 0))
-    whole = make_batch_at(log, order, PLAIN, 32, slice(0, 32))
-    shares = [make_batch_at(log, order, PLAIN, 32, slice(8 * i, 8 * i + 8)) for i in range(4)]
+    whole = make_batch_at(log, order, PLAIN, 32, np.arange(32))
+    shares = [make_batch_at(log, order, PLAIN, 32, np.arange(8 * i, 8 * i + 8)) for i in range(4)]
     for step in (0, 3, 50):
         equal(whole(step), joined([share(step) for share in shares]))
 
@@ -297,7 +297,7 @@ def test_evaluation_batches_hold_every_target_once(size, with_seen):
     log = random_log(users=40, longest=100)
     targets = make_split(log, data_config("synthetic", protocol="temporal"), 0).test
     assert len(targets) % size
-    batches = list(evaluation_batches(log, targets, PLAIN, size, slice(0, size), with_seen=with_seen))
+    batches = list(evaluation_batches(log, targets, PLAIN, size, np.arange(size), with_seen=with_seen))
     assert {len(batch["target"]) for batch in batches} == {size}
     weights = np.concatenate([batch["weight"] for batch in batches])
     assert weights[: len(targets)].all() and not weights[len(targets) :].any()
@@ -315,16 +315,17 @@ def test_evaluation_shares_agree_on_the_width_of_seen():
     log = make_log([[1] * 200, [2] * 3])
     targets = Targets(np.array([0, 0, 1, 1], np.int32), np.array([199, 9, 1, 2], np.int32))
     shares = [
-        list(evaluation_batches(log, targets, PLAIN, 4, rows, with_seen=True)) for rows in (slice(0, 2), slice(2, 4))
+        list(evaluation_batches(log, targets, PLAIN, 4, rows, with_seen=True))
+        for rows in (np.arange(2), np.arange(2, 4))
     ]
-    whole = list(evaluation_batches(log, targets, PLAIN, 4, slice(0, 4), with_seen=True))
+    whole = list(evaluation_batches(log, targets, PLAIN, 4, np.arange(4), with_seen=True))
     assert whole[0]["seen"].shape == (4, 256)
     equal(whole[0], joined([share[0] for share in shares]))
 
 
 def test_no_targets_no_batches():
     none = Targets(np.zeros(0, np.int32), np.zeros(0, np.int32))
-    assert list(evaluation_batches(make_log([[1]]), none, PLAIN, 4, slice(0, 4), with_seen=False)) == []
+    assert list(evaluation_batches(make_log([[1]]), none, PLAIN, 4, np.arange(4), with_seen=False)) == []
 
 
 # --- prefetch --------------------------------------------------------------------------------------------------------

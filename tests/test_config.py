@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(
     ".".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
     for path in (ROOT / "configs").rglob("*.py")
-    if path.stem not in ("__init__", "base")
+    if path.stem not in ("__init__", "base", "of_run")
 )
 
 

@@ -95,9 +95,12 @@ def test_the_model_beats_popularity(quickstart):
         assert result["metrics"][metric]["mean"] > 1.3 * result["popularity"]["metrics"][metric]["mean"]
 
 
-def test_evaluation_gives_the_same_numbers(quickstart, copied):
+@pytest.mark.parametrize("config", ["named", "of the run"])
+def test_evaluation_gives_the_same_numbers(quickstart, copied, config):
     (copied / "eval.json").unlink()
-    output = tiny.succeed("eval.py", copied, *SHORTER, f"--export={copied / 'vectors'}", config=QUICKSTART)
+    flags = SHORTER if config == "named" else ()
+    named = QUICKSTART if config == "named" else None
+    output = tiny.succeed("eval.py", copied, *flags, f"--export={copied / 'vectors'}", config=named)
     arrays = {path.stem: np.load(path, allow_pickle=False) for path in (copied / "vectors").iterdir()}
     assert set(arrays) == {"items", "item_ids", "users", "users_mask", "user_ids"}
     assert len(arrays["items"]) == len(arrays["item_ids"]) and len(arrays["users"]) == len(arrays["user_ids"])
@@ -110,9 +113,7 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     other = ({100, 200} - {tiny.result(quickstart[0])["step"]}).pop()
     free = ("--config.eval.exclude_seen=True", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
     against = ("--against", str(quickstart[0]))
-    output = tiny.succeed(
-        "eval.py", copied, *SHORTER, *free, f"--step={other}", "--show=2", *against, config=QUICKSTART
-    )
+    output = tiny.succeed("eval.py", copied, *free, f"--step={other}", "--show=2", *against, config=None)
     assert re.search(r"^against .*\n\nrecall@5 +0\.\d{4}  0\.\d{4}  [+-]0\.\d{4}  \[", output, re.MULTILINE)
     result = tiny.result(copied)
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
@@ -157,6 +158,7 @@ def test_no_result_is_written_over_another_file(copied):
         (["--name=config"], "must be eval or begin with it"),
         (["--name=eval", "--split=validation"], "that of the other split's result"),
         (["--name=eval_validation"], "that of the other split's result"),
+        (["--name=eval_2", "--against", str(copied)], "leave --name out"),
     ]:
         done = tiny.command("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
         assert done.returncode != 0 and told in done.stdout + done.stderr
@@ -232,9 +234,13 @@ def test_a_missing_config_or_workdir_is_said_as_well(tmp_path):
     done = tiny.command("train.py", tmp_path / "run", config="configs/none.py")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert re.search(r"--config: .*No such file or directory: 'configs/none.py'", done.stderr)
-    done = tiny.command("eval.py", tmp_path / "run")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert re.match(r"CheckpointError: .*config.json does not exist: no run was started in this workdir", done.stderr)
+    for config in (tiny.CONFIG, None):
+        done = tiny.command("eval.py", tmp_path / "run", config=config)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        told = r"CheckpointError: .*config.json does not exist: no run was started in this workdir"
+        assert re.match(told, done.stderr)
+    done = tiny.command("train.py", tmp_path / "run", config=None)
+    assert done.returncode == 1 and "Flag --config must have a value" in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
 
 

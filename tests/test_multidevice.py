@@ -60,9 +60,9 @@ def outputs(parts, state):
     """User vectors of one batch, and the ranks of all test targets under two noise keys."""
     variables, targets = state.evaluation_variables(), parts.split.test
     evaluator = parts.evaluator()
-    rows = next(evaluation_batches(parts.log, targets, evaluator.windows, 16, slice(0, 16), with_seen=False))
+    rows = next(evaluation_batches(parts.log, targets, evaluator.windows, 16, np.arange(16), with_seen=False))
     key = jax.random.key(3)
-    users = jax.jit(parts.retriever.encode_user)(variables, parts.catalogue, put_batch(parts.mesh, rows), key)
+    users = jax.jit(parts.retriever.encode_user)(variables, parts.catalogue, put_batch(parts.mesh, rows, 16), key)
     return {"users": users, "scores": evaluator.score_targets(variables, targets, 2)}
 
 

@@ -80,6 +80,26 @@ def test_many_programs_at_once_do_not_wait_for_each_other():
     assert all("True" in out.splitlines() for out in succeed(lines, patience=120))
 
 
+SCATTERED = """
+import sys, jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from t2diff_jax.config import MeshConfig
+from t2diff_jax.sharding import make_mesh, process_rows, put_batch, to_host
+mesh = make_mesh(MeshConfig(data=-1, model=1), [jax.devices()[i] for i in (0, 2, 3, 1)])
+whole = {"history": np.arange(24).reshape(12, 2), "weight": np.arange(12.0)}
+rows = process_rows(mesh, 12)
+batch = put_batch(mesh, {name: value[rows] for name, value in whole.items()}, 12)
+print(f"rows {rows.tolist()}", all((to_host(mesh, batch[name]) == whole[name]).all() for name in whole))
+"""
+
+
+def test_a_process_makes_the_rows_of_its_devices_wherever_they_lie():
+    """On a TPU slice the devices of a host are no neighbours along the mesh."""
+    address = f"localhost:{free_port()}"
+    first, second = succeed([[sys.executable, "-c", SCATTERED, address, str(i)] for i in range(2)], patience=120)
+    assert "rows [0, 1, 2, 9, 10, 11] True" in first and "rows [3, 4, 5, 6, 7, 8] True" in second
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_do_what_one_does(tmp_path, name):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -12,6 +12,7 @@ from t2diff_jax.config import MeshConfig
 from t2diff_jax.config_values import ConfigError
 from t2diff_jax.sharding import (
     batch_sharding,
+    check_batch,
     make_mesh,
     process_rows,
     put_batch,
@@ -77,16 +78,20 @@ def test_rows_that_do_not_divide_are_refused_with_a_remedy():
 
 
 def test_one_process_makes_all_rows():
-    assert process_rows(mesh(), 16) == slice(0, 16)
-    assert process_rows(mesh(model=8), 3) == slice(0, 3)
-    with pytest.raises(ConfigError, match=r"config.train.batch_size: 12 does not divide by the 8 devices of the data"):
-        process_rows(mesh(), 12)
+    np.testing.assert_array_equal(process_rows(mesh(), 16), np.arange(16))
+    np.testing.assert_array_equal(process_rows(mesh(model=8), 3), np.arange(3))
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_the_name_of_its_key():
+    check_batch(mesh(), 16, "config.train.batch_size")
+    with pytest.raises(ConfigError, match=r"config.cold.batch_size: 12 does not divide by the 8 devices of the data"):
+        check_batch(mesh(), 12, "config.cold.batch_size")
 
 
 def test_a_batch_is_split_over_data():
     made = mesh(model=2)
     rows = {"history": np.arange(24, dtype=np.int32).reshape(8, 3), "weight": np.ones(8, np.float32)}
-    batch = put_batch(made, rows)
+    batch = put_batch(made, rows, 8)
     tiny.assert_same_bits(batch, rows)
     for value in batch.values():
         assert value.sharding.is_equivalent_to(batch_sharding(made), value.ndim)

@@ -28,7 +28,7 @@ class Runner:
         rows = {name: value.copy() for name, value in self.experiment.host_batch_at(step).items()}
         if change is not None:
             change(rows)
-        return put_batch(self.experiment.mesh, rows)
+        return put_batch(self.experiment.mesh, rows, len(rows["weight"]))
 
 
 @pytest.fixture(scope="module")

@@ -102,9 +102,10 @@ def assert_close(a: object, b: object, *, atol: float = 1e-5, rtol: float = 0) -
         np.testing.assert_allclose(a[name], b[name], atol=atol, rtol=rtol, err_msg=name)
 
 
-def arguments(script: str, workdir: object, *flags: str, config: str = CONFIG) -> list[str]:
-    """The command line of `train.py` or `eval.py`."""
-    return [sys.executable, script, "--config", config, "--workdir", str(workdir), *flags]
+def arguments(script: str, workdir: object, *flags: str, config: str | None = CONFIG) -> list[str]:
+    """The command line of `train.py` or `eval.py`; config None: it names none."""
+    named = [] if config is None else ["--config", config]
+    return [sys.executable, script, *named, "--workdir", str(workdir), *flags]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -113,13 +114,13 @@ def environment(devices: int = 1) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def command(script: str, workdir: object, *flags: str, config: str = CONFIG, devices: int = 1):
+def command(script: str, workdir: object, *flags: str, config: str | None = CONFIG, devices: int = 1):
     """Runs a command to its end, in the repository: returncode, stdout, stderr."""
     args = arguments(script, workdir, *flags, config=config)
     return subprocess.run(args, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300)
 
 
-def succeed(script: str, workdir: object, *flags: str, config: str = CONFIG, devices: int = 1) -> str:
+def succeed(script: str, workdir: object, *flags: str, config: str | None = CONFIG, devices: int = 1) -> str:
     """Runs a command that must succeed; its output."""
     done = command(script, workdir, *flags, config=config, devices=devices)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -172,13 +172,13 @@ class TrainingOrder:
 
 
 def make_batch_at(
-    log: InteractionLog, order: TrainingOrder, windows: Windows, batch_size: int, rows: slice
+    log: InteractionLog, order: TrainingOrder, windows: Windows, batch_size: int, rows: np.ndarray
 ) -> Callable[[int], HostBatch]:
-    """`batch_at(step)`: the rows `rows` (this process's share) of the global batch of a 0-based step."""
+    """`batch_at(step)`: the rows `rows` (this process's share, int [n]) of the global batch of a 0-based step."""
     epoch = functools.lru_cache(maxsize=2)(order.epoch)
 
     def batch_at(step: int) -> HostBatch:
-        index = np.arange(step * batch_size, (step + 1) * batch_size)[rows]
+        index = step * batch_size + rows
         epochs, places = np.divmod(index, order.epoch_size)
         users, positions = np.empty(len(index), np.int32), np.empty(len(index), np.int32)
         for number in np.unique(epochs):
@@ -190,7 +190,7 @@ def make_batch_at(
 
 
 def evaluation_batches(
-    log: InteractionLog, targets: Targets, windows: Windows, batch_size: int, rows: slice, *, with_seen: bool
+    log: InteractionLog, targets: Targets, windows: Windows, batch_size: int, rows: np.ndarray, *, with_seen: bool
 ) -> Iterator[HostBatch]:
     """The targets in order, every one once; the last batch is filled up with rows of weight 0."""
     for start in range(0, len(targets), batch_size):
