@@ -220,7 +220,20 @@ def test_a_masked_item_is_seen_by_none_and_others_by_all(bert):
         if j in (2, 5):
             assert not changed.any()
         else:
-            assert changed[VALID[:, j]][:, [2, 5]].all()
+            there = np.concatenate([VALID[:, 1:], VALID[:, -1:]], axis=1)[:, j]
+            assert changed[there][:, [2, 5]].all() and not np.delete(changed, j, axis=1)[~there].any()
+
+
+def test_the_first_of_few_behaviours_is_seen(bert):
+    """It stands where the window of history still has filling."""
+
+    def user(*items):
+        history = jnp.zeros_like(BATCH["history"]).at[:, -len(items) :].set(jnp.array(items))
+        batch = {**BATCH, "history": history}
+        encode = quick_jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, batch, jax.random.key(0))[0])
+        return np.asarray(encode(bert.params))[0, 0, :8]
+
+    assert np.abs(user(3) - user(5)).max() > 1e-3 and np.abs(user(3, 4) - user(5, 4)).max() > 1e-3
 
 
 def test_the_user_of_masked_items_is_the_state_of_a_mask_after_the_window(bert):
@@ -388,7 +401,8 @@ def test_hstu_by_hand(sizes):
                 for i in seen:
                     bias = p["by_distance_0"][j - i]
                     if sizes.lags:
-                        lag = int(batch["age"][b, i]) - int(batch["age"][b, j])
+                        request = int(batch["age"][b, j + 1]) if j < len(valid) - 1 else 0
+                        lag = int(batch["age"][b, i]) - request
                         bias = bias + p["by_lag_0"][int(np.log2(lag + 1))]
                     mixed[head] += reference.swish(q[b, j, head] @ k[b, i, head] + bias) * v[b, i, head] / len(seen)
             gated = reference.layer_norm(p["norm_mixed_0"], mixed) * gate[b, j]

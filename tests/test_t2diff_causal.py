@@ -430,6 +430,18 @@ def test_the_slot_is_the_behaviour_plus_its_drift():
     np.testing.assert_allclose(slots, x + scale, rtol=1e-5, atol=1e-5)
 
 
+def test_the_truth_of_a_generator_hides_nothing():
+    """An oracle gives the truth away: the true next items, whatever the window shows (here: nothing)."""
+    retriever, variables = model(model__slot="oracle", diffusion__target="item")
+    params = {"params": variables["params"]}
+    items = step_items(retriever.net, params, CATALOGUE, retriever.loss_config, BATCH)
+    x = retriever.net.apply(params, BATCH["history"], CATALOGUE, method="embed")
+    following = jnp.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
+    expected = retriever.net.apply(params, following, CATALOGUE, method="embed")
+    filled = retriever.diffuse(variables, CATALOGUE, items, 0 * x, 0 * x, BATCH, KEY)
+    np.testing.assert_allclose(filled.slots[:, :, 0], expected, rtol=1e-6)
+
+
 def test_dropout_acts_in_training_only():
     retriever, variables = model(**EMPTY, model__dropout=0.5)
     loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[0])

@@ -38,6 +38,7 @@ class BERT4RecNet(SequentialNet):
         x: normed vectors of what followed [B, L, D]; masked: bool [B, L].
         """
         valid = batch["history"] > 0
+        valid = jnp.concatenate([valid[:, 1:], valid[:, -1:]], axis=1)  # of what followed: of the first behaviour too
         x = jnp.where(masked[..., None], self.mask_vector.astype(x.dtype)[None, None], x)
         both_ways = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
         return self.encoder(x, both_ways, deterministic=deterministic, last=last)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from t2diff_jax.models.sequential import SequentialNet
-from t2diff_jax.models.visible import causal_mask
+from t2diff_jax.models.visible import causal_mask, seconds_to_request
 from t2diff_jax.nn.attention import lag_bucket
 from t2diff_jax.types import LAG_BUCKETS, Batch
 
@@ -14,14 +14,14 @@ class HSTUNet(SequentialNet):
     """`model.layers` layers of `model.heads` heads; times enter where the batch has them."""
 
     def make_encoder(self) -> nn.Module:
-        """Takes a mask and lags in place of what is valid: see `encode`."""
+        """Takes a mask and seconds in place of what is valid: see `encode`."""
         m = self.model
         return HSTUEncoder(m.layers, m.heads, m.dropout, self.sizes.window, self.sizes.lags, jnp.dtype(m.dtype))
 
     def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """States [B, L, D]."""
-        lags = batch["age"][:, None, :] - batch["age"][:, :, None] if self.sizes.lags else None
-        return self.encoder(x, causal_mask(batch), lags, deterministic=deterministic)
+        seconds = seconds_to_request(batch) if self.sizes.lags else None
+        return self.encoder(x, causal_mask(batch), seconds, deterministic=deterministic)
 
 
 class HSTUEncoder(nn.Module):
@@ -39,7 +39,7 @@ class HSTUEncoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, lags: jax.Array | None, *, deterministic: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, seconds: jax.Array | None, *, deterministic: bool) -> jax.Array:
         drop, (_, length, width) = nn.Dropout(self.dropout, deterministic=deterministic), x.shape
         count = jnp.maximum(mask.sum(axis=-1), 1)[:, :, None].astype(self.dtype)
         x = drop(x)
@@ -48,19 +48,19 @@ class HSTUEncoder(nn.Module):
             h = nn.silu(nn.Dense(4 * width, use_bias=False, dtype=self.dtype, name=f"into_{i}")(h))
             gate, *parts = jnp.split(h, 4, axis=-1)
             v, q, k = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
-            weights = jnp.einsum("bphe,blhe->bhpl", q, k) + self._bias(i, length, lags)
+            weights = jnp.einsum("bphe,blhe->bhpl", q, k) + self._bias(i, length, seconds)
             weights = jnp.where(mask[:, None], nn.silu(weights), 0)
             mixed = jnp.einsum("bhpl,blhe->bphe", weights, v).reshape(x.shape) / count
             mixed = nn.LayerNorm(dtype=self.dtype, name=f"norm_mixed_{i}")(mixed)
             x = x + nn.Dense(width, dtype=self.dtype, name=f"out_{i}")(drop(mixed * gate))
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
-    def _bias(self, layer: int, length: int, lags: jax.Array | None) -> jax.Array:
-        """By the distance in places and, where there are times, by that in log2 seconds; [B or 1, 1, P, L]."""
+    def _bias(self, layer: int, length: int, seconds: jax.Array | None) -> jax.Array:
+        """By the distance in places and, where there are times, by log2 seconds to the request; [B or 1, 1, P, L]."""
         by_distance = self.param(f"by_distance_{layer}", nn.initializers.normal(0.02), (self.window,))
         distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
         bias = by_distance[jnp.clip(distance, 0, self.window - 1)][None, None]
-        if lags is not None:
+        if seconds is not None:
             by_lag = self.param(f"by_lag_{layer}", nn.initializers.normal(0.02), (LAG_BUCKETS,))
-            bias = bias + by_lag[lag_bucket(jnp.maximum(lags, 0))][:, None]
+            bias = bias + by_lag[lag_bucket(seconds)][:, None]
         return bias.astype(self.dtype)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from t2diff_jax.config import DiffusionConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding
-from t2diff_jax.models.visible import past_and_session
+from t2diff_jax.models.visible import past_and_session, seconds_to_request
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention, TransformerEncoder, lag_bucket
 from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
 from t2diff_jax.nn.embeddings import BehaviourDropout, UserFeatures
@@ -147,7 +147,7 @@ class T2DiffCausalNet(nn.Module):
             query = query + self.slot_in(slots * (batch["history"][:, first:] > 0)[..., None])
         past, session = past_and_session(self.model, batch, first)
         h_s = self.session(query, states, session[..., -states.shape[1] :], deterministic=deterministic)
-        lag = self._lags(batch["age"], first) if self.sizes.lags else None
+        lag = lag_bucket(seconds_to_request(batch, first)) if self.sizes.lags else None
         h_l = self.target_attention(drop(self.item_norm(x)), h_s, past, lag)
         parts = [h_l, h_s]
         if self.sizes.user_features:
@@ -160,12 +160,6 @@ class T2DiffCausalNet(nn.Module):
             return users
         args = users, self.item_tower(x), batch["history"], past
         return jnp.concatenate([users, self.sketch(*args, deterministic=deterministic)], axis=-1)
-
-    @nn.nowrap
-    def _lags(self, age: jax.Array, first: int) -> jax.Array:
-        """Lag buckets [B, P, L] from each behaviour to the request of positions first..: the time of what came next."""
-        request = jnp.pad(age[:, 1:], ((0, 0), (0, 1)))[:, first:]
-        return lag_bucket(age[:, None] - request[..., None])
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> jax.Array:
         """Touches every parameter, for `init`."""

@@ -1,4 +1,4 @@
-"""Which behaviours each place of a window may see, and means over them."""
+"""Which behaviours each place of a window may see, how long before its request they lie, and means over them."""
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,16 @@ def past_and_session(model: ModelConfig, batch: Batch, first: int) -> tuple[jax.
         part = jnp.cumsum(breaks, axis=1)
         session = session & (part[:, first:, None] == part[:, None])
     return past, session
+
+
+def seconds_to_request(batch: Batch, first: int = 0) -> jax.Array:
+    """From each behaviour to the requests of places first.., int32 [B, P, L]; those of later behaviours are negative.
+
+    The request of a place is what came next, that of the last one the batch's own.
+    """
+    age = batch["age"]
+    request = jnp.pad(age[:, 1:], ((0, 0), (0, 1)))[:, first:]
+    return age[:, None] - request[..., None]
 
 
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:
