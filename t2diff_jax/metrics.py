@@ -52,6 +52,7 @@ def bootstrap_difference(
     """Paired bootstrap over users of mean(a - b): (difference, 2.5 %, 97.5 %). a, b, users: per target [n]."""
     _, user = np.unique(users, return_inverse=True)
     total, count = np.bincount(user, a - b), np.bincount(user)
-    picks = np.random.default_rng(seed).integers(0, len(count), (draws, len(count)))
-    means = total[picks].sum(axis=1) / count[picks].sum(axis=1)
+    generator = np.random.default_rng(seed)
+    picks = (generator.integers(0, len(count), len(count)) for _ in range(draws))  # all at once: draws x users numbers
+    means = [total[drawn].sum() / count[drawn].sum() for drawn in picks]
     return float((a - b).mean()), *map(float, np.quantile(means, [0.025, 0.975]))

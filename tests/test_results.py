@@ -36,7 +36,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     return result
 
 
-def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000, device="cpu", **changes):
+def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, taken=None, steps=3000, device="cpu", **changes):
     config = base.get_config().to_dict()
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
@@ -54,7 +54,8 @@ def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, steps=3000,
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ranks is not None:
         users = np.arange(len(ranks)) if users is None else np.array(users)
-        np.savez(folder / "test_ranks.npz", users=users, positions=users + 1, targets=users, ranks=np.array([ranks]))
+        targets = users if taken is None else np.array(taken)
+        np.savez(folder / "test_ranks.npz", users=users, positions=users + 1, targets=targets, ranks=np.array([ranks]))
 
 
 def tables(page):
@@ -223,6 +224,7 @@ def test_rows_whose_seeds_hold_out_other_users_are_compared_seed_by_seed(tmp_pat
             users = ([3, 5], [3, 9])[seed]
             make_run(tmp_path / f"{name}_seed{seed}", [evaluation(0.2)], seed=seed, ranks=of_seed, users=users)
     make_run(tmp_path / "c_seed0", [evaluation(0.2)], ranks=[1.0, 1.0], users=[3, 5])  # has but one of the seeds
+    make_run(tmp_path / "d_seed0", [evaluation(0.2)], ranks=[1.0, 1.0], users=[3, 5], taken=[4, 8])
     page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "b"])
     head, _, *rows, _ = tables((tmp_path / "x.md").read_text())[
         "movielens ml-1m, user_holdout, seen items not excluded"
@@ -230,7 +232,8 @@ def test_rows_whose_seeds_hold_out_other_users_are_compared_seed_by_seed(tmp_pat
     cells = {row[0]: row[head.index("ndcg@10 against b [95 %]")] for row in rows}
     second = 1 / np.log2(3)
     assert cells["a"].startswith(f"{(2 * (1 - second) + 0 - second) / 4:+.4f} [")
-    assert cells["c"] == "other targets"
+    assert cells["c"].startswith(f"{1 - second:+.4f} [") and cells["c"].endswith("] (seed 0)")
+    assert cells["d"] == "other targets"
 
 
 def test_copies_stand_beside_new_runs(tmp_path):

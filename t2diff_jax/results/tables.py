@@ -1,7 +1,7 @@
 """The tables of the page of results, as Markdown."""
 
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,33 +115,51 @@ def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
     """A metric against another row's; paired bootstrap over users.
 
     Over means of noise keys and seeds where all runs have the same targets. Where each seed holds out other users, seed
-    by seed, and the users of all seeds are drawn from together.
+    by seed, of the seeds that both rows have, and the users of all of these are drawn from together.
     """
-    mine, theirs = ([_target_scores(run, metric) for run in group] for group in (runs, others))
-    if None in mine or None in theirs:
+    mine, theirs = ({run.config["seed"]: _scored(run, metric) for run in group} for group in (runs, others))
+    ranked = [scored for scored in (*mine.values(), *theirs.values()) if scored is not None]
+    if ranked and len(ranked) == len(mine) + len(theirs) and all(_same_targets(s, ranked[0]) for s in ranked):
+        a, b = (np.mean([scored.scores for scored in group.values()], axis=0) for group in (mine, theirs))
+        return _interval(a, b, ranked[0].targets[0])
+    pairs = {seed: (mine[seed], theirs[seed]) for seed in mine if None not in (mine[seed], theirs.get(seed))}
+    pairs = {seed: pair for seed, pair in pairs.items() if _same_targets(*pair)}
+    if not pairs:
         return "other targets"
-    everyone = mine[0][1]
-    if all(np.array_equal(users, everyone) for _, users in mine + theirs):
-        a, b = (np.mean([scores for scores, _ in group], axis=0) for group in (mine, theirs))
-    elif len(mine) == len(theirs) and all(np.array_equal(a[1], b[1]) for a, b in zip(mine, theirs, strict=True)):
-        a, b = (np.concatenate([scores for scores, _ in group]) for group in (mine, theirs))
-        apart = 1 + max(users.max() for _, users in mine)
-        everyone = np.concatenate([users + number * apart for number, (_, users) in enumerate(mine)])
-    else:
-        return "other targets"
-    d, low, high = bootstrap_difference(a, b, everyone, draws=2000, seed=0)
+    a, b = (np.concatenate([pair[side].scores for pair in pairs.values()]) for side in (0, 1))
+    users = [pair[0].targets[0] for pair in pairs.values()]
+    apart = 1 + max(of_seed.max() for of_seed in users)
+    everyone = np.concatenate([of_seed + number * apart for number, of_seed in enumerate(users)])
+    alone = "" if pairs.keys() == mine.keys() == theirs.keys() else f" (seed {', '.join(map(str, pairs))})"
+    return _interval(a, b, everyone) + alone
+
+
+def _interval(a: np.ndarray, b: np.ndarray, users: np.ndarray) -> str:
+    d, low, high = bootstrap_difference(a, b, users, draws=2000, seed=0)
     return f"{d:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _target_scores(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The metric of each target with a history, mean over noise keys, and its user; None where they were not kept."""
+class _Scored(NamedTuple):
+    """A metric of each target with a history, mean over noise keys, [n]; users, positions and items of these [3, n]."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+
+
+def _same_targets(one: _Scored, other: _Scored) -> bool:
+    return np.array_equal(one.targets, other.targets)
+
+
+def _scored(run: Run, metric: str) -> _Scored | None:
+    """None where the ranks of a run were not kept."""
     path = run.folder / "test_ranks.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
         warm = arrays["positions"] > 0
         scores = target_metrics(arrays["ranks"][:, warm], (int(metric.split("@")[1]),))[metric].mean(axis=0)
-        return scores, arrays["users"][warm].astype(np.int64)
+        targets = [arrays[name][warm].astype(np.int64) for name in ("users", "positions", "targets")]
+        return _Scored(scores, np.stack(targets))
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:
