@@ -177,7 +177,8 @@ def get_config() -> ConfigDict:
     )
     config.loss = ConfigDict(
         dict(
-            chunk=0,  # full softmax: targets scored at a time (on one CPU 200 is fastest); 0: all at once
+            # full softmax on one CPU device: targets scored at a time (200 is fastest); 0, and elsewhere: all at once
+            chunk=0,
             # full softmax: items scored at a time, for catalogues whose [targets, items] does not fit; 0: all at once
             block=0,
             # Shared negatives of a step: so many uniform ones, so many from its own windows; both 0: softmax over the

@@ -22,7 +22,6 @@ def get_config():
     config.model.sketch_dim = 0
     config.model.row_multiple = 1024
     config.model.dtype = "bfloat16"
-    config.loss.chunk = 0
     config.loss.negatives = 8192
     config.loss.batch_negatives = 8192
     config.optim.lazy_rows = True

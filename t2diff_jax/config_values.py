@@ -53,6 +53,17 @@ def settled(config: Config, n_items: int, device: str) -> Config:
     return from_mapping(to_dict(dataclasses.replace(config, loss=loss, optim=optim)))
 
 
+def as_computed(config: Config, device: str, count: int) -> Config:
+    """What the programs for so many devices are made of: `loss.chunk` is for the caches of a single CPU.
+
+    Elsewhere chunks would make every device score all targets. The loss is the same, so that what is stored with the
+    run stays as it is, and the run goes on anywhere.
+    """
+    if device == "cpu" and count == 1:
+        return config
+    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, chunk=0))
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """A plain dict that `from_mapping` reads back to an equal `Config`, also after JSON."""
     return dataclasses.asdict(config)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import ConfigError, settled
+from t2diff_jax.config_values import ConfigError, as_computed, settled
 from t2diff_jax.data.catalogue import table_rows
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.gpu_kinds import COMPILER_OPTIONS, GIB, KINDS, described_devices, is_described
@@ -123,7 +123,7 @@ def compile_programs(
 ) -> Iterator[Program]:
     """The training step and the programs of an evaluation, each as it is done."""
     device = "gpu" if only_lower else mesh.devices.flat[0].platform
-    config = settled(config, config.dry_run.n_items, device)
+    config = as_computed(settled(config, config.dry_run.n_items, device), device, mesh.size)
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
     yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import settled
+from t2diff_jax.config_values import as_computed, settled
 from t2diff_jax.data.batches import TrainingOrder, Windows, batch_forms, make_batch_at
 from t2diff_jax.data.catalogue import make_catalogue, make_sizes
 from t2diff_jax.data.log import InteractionLog
@@ -119,6 +119,7 @@ def build(config: Config) -> Experiment:
     config = settled(config, log.n_items, jax.default_backend())
     split = make_split(log, config.data, config.seed)
     host_catalogue = make_catalogue(log, split, config.model.row_multiple)
-    retriever = build_retriever(config, make_sizes(log, host_catalogue, config))
+    sizes = make_sizes(log, host_catalogue, config)
+    retriever = build_retriever(as_computed(config, jax.default_backend(), mesh.size), sizes)
     tx = make_optimizer(config.optim, config.train.steps)
     return Experiment(config, log, split, put_catalogue(mesh, host_catalogue), retriever, mesh, tx)

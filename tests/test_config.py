@@ -15,7 +15,15 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from t2diff_jax import config_rules
 from t2diff_jax.config_rules import metric_names
-from t2diff_jax.config_values import ConfigError, differences, from_mapping, resume_conflicts, settled, to_dict
+from t2diff_jax.config_values import (
+    ConfigError,
+    as_computed,
+    differences,
+    from_mapping,
+    resume_conflicts,
+    settled,
+    to_dict,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(
@@ -298,6 +306,13 @@ def test_differences_and_resume_conflicts():
     assert differences(old, new) == {key: (flatten(values())[key], value) for key, value in (free | bound).items()}
     assert set(resume_conflicts(old, new)) == set(bound)
     assert resume_conflicts(old, from_mapping(values(free))) == {}
+
+
+@pytest.mark.parametrize(("device", "count", "chunk"), [("cpu", 1, 200), ("cpu", 2, 0), ("gpu", 1, 0), ("tpu", 8, 0)])
+def test_targets_are_scored_in_chunks_on_a_single_cpu_alone(device, count, chunk):
+    config = from_mapping(values({"loss.chunk": 200}))
+    computed = as_computed(config, device, count)
+    assert computed.loss.chunk == chunk and set(differences(config, computed)) <= {"loss.chunk"}
 
 
 def test_metric_names():
