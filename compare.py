@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from t2diff_jax.command_line import parser
-from t2diff_jax.results.runs import read_runs, rows_of
+from t2diff_jax.results.runs import read_run, rows_of
 from t2diff_jax.results.tables import accuracy_table, columns
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What all models share; override with --config.key=value.")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         for seed in range(_SEEDS.value)
     }
     train_all({workdir: words for workdir, words in wanted.items() if not is_done(workdir, words)}, _AT_ONCE.value)
-    runs = rows_of(run for run in read_runs(folder) if run.label in rows)
+    runs = rows_of(map(read_run, wanted))
     first = next(iter(rows))
     data, excluded = runs[first][0].data, runs[first][0].config["eval"]["exclude_seen"]
     table = accuracy_table(runs, data, excluded, first)

@@ -102,8 +102,10 @@ class PreRanking:
             users = draw.permutation(np.unique(to_stop.users))
             first = np.isin(to_stop.users, users[: len(users) // 2])
             to_stop, to_measure = to_stop.at(first), to_stop.at(~first)
+            if not len(to_stop):
+                raise ConfigError("--split: the validation has no two users, to stop by and to measure: use test")
         if not len(to_stop):
-            raise ConfigError("--split: all validation targets are of one user, who cannot stop and measure: use test")
+            raise ConfigError("config.data: no validation target has a history, so that nothing says when to stop")
         return to_stop.at(np.sort(draw.permutation(len(to_stop))[: config.cold.later])), to_measure
 
     def train(self, groups: tuple[str, ...], learning: Candidates, later: Candidates) -> tuple[COLD, Variables]:
@@ -114,7 +116,7 @@ class PreRanking:
         """
         config, catalogue = self.experiment.config.cold, self.experiment.catalogue
         cold = COLD(config, self.experiment.config.model, self.experiment.retriever.sizes, groups)
-        looked_at = [self._training_batch(later, n) for n in range(-(-len(later.ids) // config.batch_size))]
+        looked_at = self._batches_to_look_at(later)
         known, tx = {"items": self.retriever_variables["params"]["items"]}, optax.adam(config.learning_rate)
         params, loss_of = self._start(cold, looked_at[0]), jax.jit(cold.loss)
         step, state, best = _step(cold, tx), tx.init(params), (np.inf, 0, params)
@@ -141,13 +143,22 @@ class PreRanking:
         return drawn(rng.stream(self.experiment.config.seed, "cold"), self.experiment.catalogue, *example)
 
     def _training_batch(self, log: Candidates, step: int) -> tuple[Batch, jax.Array]:
+        """Drawn requests, as `_to_learn_from` gives them."""
+        draw = np.random.default_rng([self.experiment.config.seed, step])
+        return self._to_learn_from(log.at(draw.integers(0, len(log.ids), self.experiment.config.cold.batch_size)), draw)
+
+    def _batches_to_look_at(self, later: Candidates) -> list[tuple[Batch, jax.Array]]:
+        """Every later request once; the last batch is filled up with the first of them."""
+        size, draw = self.experiment.config.cold.batch_size, np.random.default_rng(self.experiment.config.seed)
+        rows = np.resize(np.arange(len(later.ids)), (-(-len(later.ids) // size), size))
+        return [self._to_learn_from(later.at(of_batch), draw) for of_batch in rows]
+
+    def _to_learn_from(self, drawn: Candidates, draw: np.random.Generator) -> tuple[Batch, jax.Array]:
         """Windows, and items [B, 1 + n]: the one that was taken, then others of its candidates."""
         config = self.experiment.config.cold
-        draw = np.random.default_rng([self.experiment.config.seed, step])
-        drawn = log.at(draw.integers(0, len(log.ids), config.batch_size))
         taken = self.targets_of(drawn)[:, None]
         first = np.argmax(drawn.ids == taken, axis=1)[:, None]
-        others = draw.integers(0, log.ids.shape[1], (config.batch_size, config.negatives))
+        others = draw.integers(0, drawn.ids.shape[1], (len(drawn.ids), config.negatives))
         places = np.concatenate([first, others], axis=1)
         others = np.take_along_axis(drawn.ids, others, axis=1)
         items = np.concatenate([taken, np.where(others == taken, 0, others)], axis=1)

@@ -24,8 +24,10 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   position        int32 [B]     position of the target in the user's behaviours; names the evaluation noise
 #   age             int32 [B, L]  seconds from a behaviour to the request; present where times are real
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
-#   negatives       int32 [m]     items drawn uniformly, shared by all; present in training with the sampled softmax
+#   negatives       int32 [m]     drawn items, shared by all; present in training with the sampled softmax
+#   log_counts      float32 [m]   beside them: the logarithm of how often each is expected among them
 #   seen            int32 [B, S]  earlier items of the user, 0-padded; present where they are excluded
+#   user_row        int32 [B]     row of DAT's table of users; present inside that model
 #   retrieved       float32 [B, C]  the retriever's scores of C items, less its best; present for a pre-ranker
 Batch = Mapping[str, Array | jax.ShapeDtypeStruct]  # their shapes will do where nothing is computed
 

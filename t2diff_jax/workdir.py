@@ -78,6 +78,10 @@ def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str
         return from_mapping(_with_newer_sections(values, to_dict(config))), log_digest
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} was written by another version ({error}): use that (run.json has its commit), or another --workdir"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {error}): put a copy back, or use another --workdir"

@@ -19,7 +19,8 @@ class MetricsWriter:
     NaN or infinity: a value that is not finite is written as null and left out of TensorBoard.
 
     On construction every line with a step above `resume_step` is removed, and so is a line that a kill tore, so that
-    the file of an interrupted run ends equal to that of an uninterrupted one. TensorBoard gets the matching purge mark.
+    the file of an interrupted run goes on as that of an uninterrupted one (but that means over `train.log_every` steps
+    begin at the checkpoint). TensorBoard gets the matching purge mark.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int):

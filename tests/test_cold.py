@@ -209,14 +209,23 @@ def test_one_user_cannot_stop_and_measure():
     one = split.validation.users == split.validation.users[-1]
     alone = dataclasses.replace(split, validation=split.validation.at(one))
     pre = dataclasses.replace(pre, experiment=dataclasses.replace(pre.experiment, split=alone))
-    with pytest.raises(ConfigError, match="one user"):
+    with pytest.raises(ConfigError, match="no two users, to stop by"):
         pre.later_requests("validation")
+    assert len(pre.later_requests("test")[0])
+
+
+def test_every_later_request_is_looked_at():
+    pre, log = logged_by_hand()
+    parts = pre._batches_to_look_at(log.at(np.arange(100)))
+    found = np.concatenate([np.stack([batch["user"], batch["position"]], axis=1) for batch, _ in parts])
+    expected = np.stack([log.targets.users, log.targets.positions], axis=1)
+    np.testing.assert_array_equal(found, expected[np.resize(np.arange(100), 128)])
 
 
 def trained(pre, learning, later):
     """The pre-ranker's variables, its loss on the later requests, and the retriever's."""
     cold, variables = pre.train(("last", "item", "last_cross"), learning, later)
-    parts = [pre._training_batch(later, n) for n in range(-(-len(later.ids) // 64))]
+    parts = pre._batches_to_look_at(later)
     start = {"params": pre._start(cold, parts[0]) | {"items": variables["params"]["items"]}}
     loss = quick_jit(cold.loss)
     losses = ([loss(v, pre.experiment.catalogue, *part) for part in parts] for v in (variables, start))

@@ -106,6 +106,15 @@ def test_intents_may_be_drawn_in_any_number_but_not_where_they_are_learned(tmp_p
             check_same_model(tmp_path, more)
 
 
+def test_a_key_that_is_gone_is_no_damage(tmp_path):
+    open_workdir(tmp_path, base_config(), "log")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["config"]["model"]["conv"] = 8
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=r"written by another version \(config.model.conv: no such key.*commit"):
+        read_config(tmp_path, base_config())
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"config": 3, "log_digest": "x"}', '{"config": {}, "log_digest": "x"}', "\udcff"]
 )

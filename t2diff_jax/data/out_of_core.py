@@ -1,7 +1,7 @@
 """A log that does not fit in memory, built in passes over its files: ids counted, rows sorted in buckets of users.
 
 Memory is of the order of the ids (users and items), a block and a bucket. What the passes do is in functions of their
-own: `beam.py` runs the same ones on other machines.
+own: `beam_pipeline.py` runs the same ones on other machines.
 """
 
 import dataclasses
