@@ -11,7 +11,7 @@ from configs import every_position
 
 
 def get_config():
-    """MovieLens 1M with ids and categories, as the paper; windows of 200, five targets per test user."""
+    """MovieLens 1M with ids and categories, as the paper; windows of 200, at most five targets per test user."""
     config = every_position.get_config()
     config.data.source = "movielens"
     config.data.path = "data/ml-1m"

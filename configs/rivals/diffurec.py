@@ -1,4 +1,4 @@
-"""DiffuRec on MovieLens 1M, leave-one-out, ids only: all but the model as in `ml1m_loo`.
+"""DiffuRec on MovieLens 1M, leave-one-out, ids only: as `ml1m_loo`, the published process.
 
 python train.py --config configs/rivals/diffurec.py --config.data.path=DIR --workdir runs/diffurec
 

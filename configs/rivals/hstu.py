@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/hstu.py --config.data.path=DIR --workdir runs/hstu
 
-15 minutes. Test, means of seeds 0 to 2 (commit 198a3f1): HR@10 .331, NDCG@10 .194; published, base: .310, .172, large:
+Test, means of seeds 0 to 2 (commit 198a3f1, on an H200): HR@10 .331, NDCG@10 .194; published, base: .310, .172, large:
 .329, .189 (on re-ordered ties).
 """
 
