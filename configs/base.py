@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
             heads=2,
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
-            # t2diff_causal, sasrec, gru4rec, caser, mamba4rec, hstu: share of the behaviours that training hides whole
+            # t2diff_causal, sasrec to hstu, stosa, contrast_vae: share of the behaviours that training hides whole
             behaviour_dropout=0.0,
             # learned (counted from the newest behaviour) | rotary (relative); not of towers and interests
             positions="learned",
@@ -262,7 +262,7 @@ def get_config() -> ConfigDict:
     # where another setting needs it; else so many negatives and optim.lazy_rows=True.
     config.auto = ConfigDict(
         dict(
-            # cpu: with 3,200 targets a step 5,000 items take .9 of the time of drawn ones, 10,000 1.4, 50,000 5.6; with
+            # cpu: with 3,200 targets a step 5,000 items take .9 of the time of drawn ones, 10,000 1.3, 50,000 5.2; with
             # 256 targets they are even at 20,000 (benchmarks/softmax_crossover.py). gpu (H200, 3,200 targets): 20,000
             # take .7, 50,000 .9, 100,000 1.1. tpu: not measured
             full_cpu=10_000,

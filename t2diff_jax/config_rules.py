@@ -11,7 +11,8 @@ Rules = list[tuple[bool, str, str]]
 WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
-HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.behaviour_dropout` is for
+# What `model.behaviour_dropout` is for.
+HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu", "stosa", "contrast_vae")
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 

@@ -217,6 +217,11 @@ def diffusion_loss(
     return position_mean(jnp.square(drift - estimate).mean(axis=-1), mask)
 
 
+def divergence_from_normal(mean: Float[Array, "*Q D"], log_variance: Float[Array, "*Q D"]) -> Float[Array, "*Q"]:
+    """Kullback-Leibler divergence of a diagonal Gaussian from N(0, I), mean over the width."""
+    return (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean(axis=-1) / 2
+
+
 def position_mean(values: Float[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, " B"]:
     """Mean over the valid positions of each window; 0 for a window without any."""
     return jnp.where(mask, values, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)

@@ -11,6 +11,7 @@ from model_cases import normal, quick_jit
 
 from t2diff_jax.losses import (
     diffusion_loss,
+    divergence_from_normal,
     first_occurrence,
     first_places,
     full_softmax,
@@ -336,6 +337,15 @@ def test_sampled_softmax_gradients_are_finite():
     )
     for scale in (1.0, 1e4):
         assert all(np.isfinite(g).all() for g in gradient(scale * USERS, TABLE))
+
+
+def test_divergence_from_the_normal_by_hand():
+    """(m^2 + v - 1 - log v) / 2 a dimension: 0 where it is N(0, I), with a gradient of 0 there."""
+    mean, log_variance = jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([[0.0, 0.0], [0.0, np.log(4.0)]])
+    expected = [0, (4 / 2 + (4 - 1 - np.log(4)) / 2) / 2]
+    np.testing.assert_allclose(divergence_from_normal(mean, log_variance), expected, rtol=1e-6)
+    slope = jax.grad(lambda m, v: divergence_from_normal(m, v).sum(), (0, 1))(mean[:1], log_variance[:1])
+    assert not np.any(slope)
 
 
 def test_diffusion_loss_by_hand():

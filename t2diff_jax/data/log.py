@@ -160,27 +160,37 @@ def build_log(
     item_ids, item = np.unique(items, return_inverse=True)
     rows = surviving_rows(user, item, min_user_count, min_item_count)
     if len(rows) == 0:
-        raise DataError(
-            f"log {name}: no user left after the filters; lower data.min_user_count ({min_user_count}) "
-            f"or data.min_item_count ({min_item_count})"
-        )
+        raise no_user_left(name, min_user_count, min_item_count)
     user_ids, user = _dense(user_ids, user[rows])
     item_ids, item = _dense(item_ids, item[rows])
     times = times[rows]
     order = time_order(user, times)
     offsets = np.zeros(len(user_ids) + 1, np.int64)
     np.cumsum(np.bincount(user), out=offsets[1:])
-    placeholder = np.array([-1 if item_ids.dtype.kind == "i" else ""], item_ids.dtype)
     return InteractionLog(
         name=name,
         offsets=offsets,
         items=(item[order] + 1).astype(np.int32),
         times=times[order],
         user_ids=user_ids,
-        item_ids=np.concatenate([placeholder, item_ids]),
+        item_ids=with_padding_row(item_ids),
         **item_fields(name, item_ids, item_features),
         **user_fields(name, user_ids, user_features),
     )
+
+
+def no_user_left(name: str, min_user_count: int, min_item_count: int) -> DataError:
+    """What is wrong where the count filters leave nothing."""
+    return DataError(
+        f"log {name}: no user left after the filters; lower data.min_user_count ({min_user_count}) "
+        f"or data.min_item_count ({min_item_count})"
+    )
+
+
+def with_padding_row(item_ids: np.ndarray) -> np.ndarray:
+    """Own ids of items [N], with the placeholder of row 0 before them: -1 or "", [N + 1]."""
+    placeholder = np.array([-1 if item_ids.dtype.kind == "i" else ""], item_ids.dtype)
+    return np.concatenate([placeholder, item_ids])
 
 
 def surviving_rows(user: np.ndarray, item: np.ndarray, min_user_count: int, min_item_count: int) -> np.ndarray:

@@ -14,7 +14,15 @@ import numpy as np
 from etils import epath
 
 from t2diff_jax.config import DataConfig, PrepareConfig
-from t2diff_jax.data.log import DataError, InteractionLog, item_fields, time_order, user_fields
+from t2diff_jax.data.log import (
+    DataError,
+    InteractionLog,
+    item_fields,
+    no_user_left,
+    time_order,
+    user_fields,
+    with_padding_row,
+)
 from t2diff_jax.data.parts import Behaviours, Parts, join_ids
 from t2diff_jax.data.prepared import write_column, write_manifest
 
@@ -150,17 +158,13 @@ def write_sorted(
     """
     kept = keep(buckets, users, items, config)
     if not kept.users.any():
-        raise DataError(
-            f"log {parts.name}: no user left after the filters; lower data.min_user_count ({config.min_user_count}) "
-            f"or data.min_item_count ({config.min_item_count})"
-        )
+        raise no_user_left(parts.name, config.min_user_count, config.min_item_count)
     _write_rows(folder, buckets, kept)
     user_ids, item_ids = users.ids[kept.users], items.ids[kept.items]
-    placeholder = np.array([-1 if item_ids.dtype.kind == "i" else ""], item_ids.dtype)
     fields = {
         "offsets": np.concatenate([[0], np.cumsum(kept.user_counts[kept.users])]),
         "user_ids": user_ids,
-        "item_ids": np.concatenate([placeholder, item_ids]),
+        "item_ids": with_padding_row(item_ids),
         **item_fields(parts.name, item_ids, parts.item_features(items.ids)),
         **user_fields(parts.name, user_ids, parts.user_features(users.ids)),
     }

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t2diff_jax.losses import weighted_mean
+from t2diff_jax.losses import divergence_from_normal, weighted_mean
 from t2diff_jax.models.objective import StepItems, next_items, step_items
 from t2diff_jax.models.sequential import Sequential, SequentialNet
 from t2diff_jax.models.visible import causal_mask
@@ -57,7 +57,7 @@ class ContrastVAENet(SequentialNet):
 
     def view(self, x: jax.Array, batch: Batch) -> View:
         """One draw for training, with the random streams "dropout" and "latent"; x: e(i) of the behaviours."""
-        causal = causal_mask(batch)
+        x, causal = self.behaviour_dropout(x, batch["history"], deterministic=False), causal_mask(batch)
         h = self.encoder(self.item_norm(x), causal, deterministic=False)
         mean, log_variance = self.mean(h), jnp.clip(self.log_variance(h), -10, 10)
         noise = jax.random.normal(self.make_rng("latent"), mean.shape)
@@ -89,7 +89,8 @@ class ContrastVAE(Sequential):
 
         views = [draw(key) for key in jax.random.split(key)]
         tower = sum(_cross_entropy(items, view, batch) for view in views) / 2
-        divergence = sum(weighted_mean(_divergence(view), weights) for view in views) / 2
+        divergences = [divergence_from_normal(view.mean, view.log_variance) for view in views]
+        divergence = sum(weighted_mean(of_view, weights) for of_view in divergences) / 2
         contrast = weighted_mean(contrast_of(views[0].latent, views[1].latent, weights, config.temperature), weights)
         loss = tower + config.kl_weight * divergence + config.contrast_weight * contrast
         metrics = {"loss_tower": tower, "loss_divergence": divergence, "loss_contrast": contrast}
@@ -98,11 +99,6 @@ class ContrastVAE(Sequential):
 
 def _cross_entropy(items: StepItems, view: View, batch: Batch) -> jax.Array:
     return items.cross_entropy(view.users, *next_items(batch), batch["history"])
-
-
-def _divergence(view: View) -> jax.Array:
-    """From N(0, I), mean over the width, [B, L]."""
-    return (jnp.square(view.mean) + jnp.exp(view.log_variance) - 1 - view.log_variance).mean(axis=-1) / 2
 
 
 def contrast_of(a: jax.Array, b: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from t2diff_jax.config import DiffusionConfig
 from t2diff_jax.diffusion.process import q_sample
 from t2diff_jax.diffusion.samplers import Noise
-from t2diff_jax.losses import position_mean, weighted_mean
+from t2diff_jax.losses import divergence_from_normal, position_mean, weighted_mean
 from t2diff_jax.models.drift import reverse, schedule_of
 
 Apply = Callable[..., jax.Array]
@@ -129,8 +129,7 @@ class Variational:
         mean, log_variance = jnp.split(apply("recognise", truth.z0, _top(self.config), context.condition), 2, axis=-1)
         z = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
         estimate = _decoded(self.config, apply, z, context)
-        divergence = (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean(axis=-1) / 2
-        loss = _square_error(truth, estimate) + self.config.kl_weight * divergence
+        loss = _square_error(truth, estimate) + self.config.kl_weight * divergence_from_normal(mean, log_variance)
         return Lesson(_mean(loss, truth, context), estimate)
 
     def draw(self, apply: Apply, context: Context, noise: Noise) -> jax.Array:

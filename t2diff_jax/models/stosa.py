@@ -45,6 +45,7 @@ class STOSANet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """[2 y ; 1] of the state after every behaviour, float32 [B, L, 1, U]."""
+        x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
         return self._users(x, batch, deterministic=deterministic, last=0)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:

@@ -7,6 +7,11 @@ import numpy as np
 from t2diff_jax.data.log import DataError
 
 
+def none(_ids: np.ndarray) -> None:
+    """What a source that has no features knows of these ids."""
+    return None
+
+
 def encode_categories(
     values: np.ndarray, separator: str, *, names: Sequence[str] | None, ignore: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -45,15 +45,11 @@ def kuairand_parts(config: DataConfig) -> Parts:
         f"kuairand-{releases[0]}",
         tuple(paths),
         functools.partial(_behaviours, config.kuairand),
-        functools.partial(_videos, folder, releases[0]) if config.categories else _none,
-        functools.partial(_users, folder, releases[0]) if config.user_features else _none,
+        functools.partial(_videos, folder, releases[0]) if config.categories else features.none,
+        functools.partial(_users, folder, releases[0]) if config.user_features else features.none,
         f"{folder}: empty log after the row filters on the fields is_click and tab; "
         "change data.kuairand.clicks_only or data.kuairand.tab",
     )
-
-
-def _none(_ids: np.ndarray) -> None:
-    return None
 
 
 def _log_files(folder: epath.Path, which: str) -> list[epath.Path]:

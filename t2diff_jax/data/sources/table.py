@@ -51,13 +51,9 @@ def table_parts(config: DataConfig) -> Parts:
         files,
         functools.partial(_behaviours, keys),
         functools.partial(_items, path, files, keys),
-        functools.partial(_users, path, files, keys) if config.user_features else _none,
+        functools.partial(_users, path, files, keys) if config.user_features else features.none,
         f"{path}: empty log, no behaviour in it; check the file",
     )
-
-
-def _none(_ids: np.ndarray) -> None:
-    return None
 
 
 def _files(folder: epath.Path, keys: TableConfig) -> tuple[epath.Path, ...]:
