@@ -9,7 +9,7 @@ import pytest
 import reference
 from model_cases import ITEMS, SIZES, drawn, make_batch, make_catalogue, named_leaves, normal, quick_jit, small_config
 
-from t2diff_jax.models import build_retriever
+from t2diff_jax.models import build_retriever, contrast_vae
 from t2diff_jax.models.contrast_vae import contrast_of
 
 CATALOGUE, BATCH = make_catalogue(), make_batch()
@@ -84,6 +84,14 @@ def test_loss_is_made_of_two_views(vae):
     np.testing.assert_allclose(loss, metrics["loss_tower"] + parts, rtol=1e-5)
     assert np.any(np.asarray(views[0].latent) != np.asarray(views[1].latent))
     np.testing.assert_allclose(views[0].mean, views[1].mean, rtol=1e-5, atol=1e-6)  # dropout is 0
+
+
+def test_the_contrast_is_between_the_two_views(vae, monkeypatch):
+    seen = []
+    monkeypatch.setattr(contrast_vae, "contrast_of", lambda a, b, weights, t: seen.extend((a, b)) or 0 * weights)
+    vae.retriever.loss(vae.variables, CATALOGUE, BATCH, jax.random.key(0))
+    one, other = seen
+    assert one.shape == other.shape and np.abs(one - other).max() > 0.1
 
 
 def test_a_latent_is_drawn_around_its_mean(vae):

@@ -104,6 +104,11 @@ def test_evaluation_gives_the_same_numbers(quickstart, copied, config):
     arrays = {path.stem: np.load(path, allow_pickle=False) for path in (copied / "vectors").iterdir()}
     assert set(arrays) == {"items", "item_ids", "users", "users_mask", "user_ids"}
     assert len(arrays["items"]) == len(arrays["item_ids"]) and len(arrays["users"]) == len(arrays["user_ids"])
+    with np.load(copied / "test_ranks.npz") as run:
+        scores = arrays["users"][:, 0].astype(np.float64) @ arrays["items"][1:].T.astype(np.float64)
+        own = scores[np.arange(len(scores)), run["targets"] - 1][:, None]
+        assert np.abs(1 + (scores > own).sum(axis=1) - run["ranks"][0]).max() < 1  # ties apart
+    assert (np.diff(arrays["item_ids"][1:]) > 0).all() and arrays["users_mask"].all()
     assert tiny.result(copied) == tiny.result(quickstart[0])
     table = output[output.index("metric") : output.index("user tower: ")].strip()
     assert table in quickstart[1]

@@ -295,3 +295,5 @@ def test_a_search_at_less_precision_says_what_it_finds(search):
     best = exact.recommend(variables, targets, 10)[1]
     shares = [np.isin(a[a > 0], b).sum() for a, b in zip(best, ids, strict=True)]
     assert found == pytest.approx(np.sum(shares) / (best > 0).sum()) and found > 0.9
+    read = coarse._build_searched(variables, coarse.catalogue).coarse
+    assert (read is None) == ("search" not in search) and (read is None or read.blocks.dtype == search["search"])

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from t2diff_jax.config_values import ConfigError
+from t2diff_jax.data.log import DataError
 from t2diff_jax.explain import explained
 from t2diff_jax.interrupt import Preempted
 
@@ -18,11 +19,12 @@ def interrupt():
     time.sleep(10)  # the interpreter raises here
 
 
-def test_an_error_for_the_user_becomes_its_message(capsys):
+@pytest.mark.parametrize("kind", [ConfigError, DataError, FloatingPointError, ImportError, OSError])
+def test_an_error_for_the_user_becomes_its_message(capsys, kind):
     with pytest.raises(SystemExit) as stop, explained(on_interrupt="stopped"):
-        raise ConfigError("no such key")
+        raise kind("no such thing")
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "ConfigError: no such key\n"
+    assert capsys.readouterr().err == f"{kind.__name__}: no such thing\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():

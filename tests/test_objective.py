@@ -65,10 +65,13 @@ def test_seen_items_are_no_candidates(positions):
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 
+@pytest.mark.parametrize("merge", ["softmax_mean", "logsumexp"])
 @pytest.mark.parametrize("own", [False, True])
-def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
+def test_several_vectors_are_a_mixture_with_sampled_negatives(own, merge):
     """As each vector's own sampled loss, mixed: the same negatives for all of them."""
-    retriever, variables = built(model__name="sasrec", loss__negatives=5, loss__window_negatives=own)
+    changes = {"loss__negatives": 5, "loss__window_negatives": own, "loss__merge": merge}
+    retriever, variables = built(model__name="sasrec", **changes)
+    table = np.asarray(retriever.encode_items(variables, make_catalogue()))
     catalogue, batch = make_catalogue(), make_batch()
     targets, weights = next_items(batch)
     users = jnp.asarray(normal(1, *targets.shape, 3, 8))
@@ -78,7 +81,51 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own):
         only = jnp.zeros_like(weights).at[b, p].set(1.0)
         each = [items.cross_entropy(users[:, :, m, None], targets, only, batch["history"]) for m in range(3)]
         value = items.cross_entropy(users, targets, only, batch["history"])
-        np.testing.assert_allclose(value, -np.log(np.mean(np.exp(-np.array(each)))), rtol=1e-5)
+        # log sum exp: of the scores of the target, less of the sums over all, each of which is score + loss.
+        own_score = np.asarray(users[b, p] @ table[targets[b, p]]) if merge == "logsumexp" else 0
+        sums = np.exp(own_score + np.array(each)) if merge == "logsumexp" else np.exp(-np.array(each))
+        mixed = np.log(sums.sum()) - np.log(np.exp(own_score).sum()) if merge == "logsumexp" else -np.log(sums.mean())
+        np.testing.assert_allclose(value, mixed, rtol=1e-5)
+
+
+def sampled_loss(row, negatives, **changes):
+    """The cross-entropy at the last place of one window alone, with these negatives, each expected once."""
+    retriever, variables = built(model__name="sasrec", loss__negatives=len(negatives), **changes)
+    batch = {**make_batch(), "history": jnp.broadcast_to(jnp.array(row), (5, 6)), "target": jnp.full(5, 12)}
+    drawn = {"negatives": jnp.array(negatives), "log_counts": jnp.zeros(len(negatives))}
+    items = step_items(retriever.net, variables, make_catalogue(), retriever.loss_config, {**batch, **drawn})
+    targets, weights = next_items(batch)
+    only = jnp.zeros_like(weights).at[0, -1].set(1.0)
+    return float(items.cross_entropy(jnp.asarray(normal(1, 5, 6, 1, 8)), targets, only, batch["history"]))
+
+
+def test_drawn_items_that_were_seen_are_no_negatives():
+    """Where all are, the target is alone in its softmax."""
+    changes = {"loss__window_negatives": False, "eval__exclude_seen": True}
+    assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 5], loss__exclude_seen=True, **changes) == 0
+    assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 5], loss__exclude_seen=False, **changes) > 0.01
+    assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 8], loss__exclude_seen=True, **changes) > 0.01
+
+
+def test_the_items_of_the_window_are_negatives():
+    """Beside those that are drawn, of which none is in the window here."""
+    alone, with_window = (sampled_loss([1, 2, 3, 4, 5, 6], [8, 9], loss__window_negatives=own) for own in (False, True))
+    assert with_window > alone + 0.01
+
+
+def test_labels_are_smoothed():
+    retriever, variables = built(model__name="sasrec", loss__label_smoothing=0.3)
+    catalogue, batch = make_catalogue(), make_batch()
+    targets, weights = next_items(batch)
+    users, table = normal(1, *targets.shape, 1, 8), np.asarray(retriever.encode_items(variables, catalogue))
+    items = step_items(retriever.net, variables, catalogue, retriever.loss_config, batch)
+    terms = []
+    for b, p in np.argwhere(weights > 0):
+        scores = table[1 : ITEMS + 1] @ users[b, p, 0]
+        each = [reference.cross_entropy(scores, i) for i in range(ITEMS)]
+        terms.append(0.7 * each[targets[b, p] - 1] + 0.3 * np.mean(each))
+    value = items.cross_entropy(jnp.asarray(users), targets, weights, batch["history"])
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 
 @pytest.mark.parametrize("negatives", [0, 3])

@@ -300,6 +300,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
     (tmp_path / "b_seed0" / "run.json").write_text("{")
     with pytest.raises(ResultsError, match=r"run\.json"):
         read_run(tmp_path / "b_seed0")
+    (tmp_path / "a_seed1" / "metrics.jsonl").unlink()
+    with pytest.raises(ResultsError, match=r"a_seed1/metrics\.jsonl.*finish the run"):
+        read_run(tmp_path / "a_seed1")
     with pytest.raises(SystemExit) as stop:
         page_of_results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.md")])
     assert stop.value.code == 1 and "holds no run" in capsys.readouterr().err and not (tmp_path / "x.md").exists()

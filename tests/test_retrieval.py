@@ -335,14 +335,23 @@ def test_overflow_makes_the_rank_nan(bad, merge):
 
 
 @pytest.mark.parametrize(
-    ("merge", "excluded"), [("max", True), ("softmax_mean", False), ("softmax_mean", True), ("logsumexp", True)]
+    ("merge", "excluded", "search"),
+    [
+        ("max", True, "float32"),
+        ("softmax_mean", False, "float32"),
+        ("softmax_mean", True, "float32"),
+        ("logsumexp", True, "float32"),
+        ("max", True, "bfloat16"),
+        ("max", True, "int8"),
+    ],
 )
-def test_the_result_does_not_depend_on_the_mesh(merge, excluded):
+def test_the_result_does_not_depend_on_the_mesh(merge, excluded, search):
     n_items = 90
     v, mask, table, targets, out = case(9, n_items=n_items, filling=5, users=16, vectors=2, excluded=excluded)
 
     def score(mesh, vectors, mask, out, table, targets):
-        users, cut = Users(vectors, mask, out), block_table(table, n_items, 32, parts=mesh.shape["model"])
+        users = Users(vectors, mask, out)
+        cut = block_table(table, n_items, 32, parts=mesh.shape["model"], search=search)
         own = cut.rows(targets)
         best = top_k(users, cut, 12, merge=merge, mesh=mesh)
         return score_targets(users, cut, targets, own, merge=merge)[0], *best

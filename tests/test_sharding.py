@@ -110,6 +110,15 @@ def test_a_catalogue_is_split_over_model():
     assert replicated(made).is_fully_replicated
 
 
+def test_a_build_settles_what_depends_on_the_log_and_the_devices():
+    """Many items are drawn from; targets are scored in chunks on a single CPU alone, which the run does not record."""
+    drawn = tiny.build(auto__full_cpu=10, auto__negatives=16)
+    assert (drawn.config.loss.negatives, drawn.config.optim.lazy_rows) == (16, True)
+    whole = tiny.build(auto__full_cpu=1000, loss__chunk=20)
+    assert (whole.config.loss.negatives, whole.config.optim.lazy_rows) == (0, False)
+    assert (whole.config.loss.chunk, whole.retriever.loss_config.chunk) == (20, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

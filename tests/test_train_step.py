@@ -124,3 +124,14 @@ def test_metrics_tell_that_something_is_not_finite(run):
     params["mixed"]["user_out"]["bias"] = params["mixed"]["user_out"]["bias"].at[0].set(jnp.inf)
     _, metrics = run(run.start._replace(params=params), run.batch(0))
     assert not np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
+
+
+def test_every_step_draws_its_own_negatives_and_counts_them():
+    run = Runner(model__name="sasrec", model__dropout=0.0, loss__negatives=4, loss__batch_negatives=4)
+    batch = run.batch(0)
+    state, at_0 = run(run.start, batch)
+    _, again = run(run.start, batch)
+    _, at_1 = run(run.start._replace(step=run.start.step + 1), batch)  # all but the step is the same
+    assert at_0["loss"] == again["loss"] != at_1["loss"]
+    before, after = tiny.host(run.start.frequencies), tiny.host(state.frequencies)
+    assert before and all(np.any(before[name] != after[name]) for name in before)

@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh
 from configs import base
 from t2diff_jax import experiment as experiment_lib
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import from_mapping
+from t2diff_jax.config_values import as_computed, from_mapping
+from t2diff_jax.models import build_retriever
 from t2diff_jax.sharding import put_catalogue
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,7 +56,9 @@ def build(mesh: tuple[int, int] | None = None, **changes: object) -> experiment_
         return built
     devices = jax.devices()[: mesh[0] * mesh[1]]
     small: Mesh = jax.make_mesh(mesh, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
-    return dataclasses.replace(built, mesh=small, catalogue=put_catalogue(small, jax.device_get(built.catalogue)))
+    retriever = build_retriever(as_computed(built.config, "cpu", small.size), built.retriever.sizes)
+    catalogue = put_catalogue(small, jax.device_get(built.catalogue))
+    return dataclasses.replace(built, mesh=small, catalogue=catalogue, retriever=retriever)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,9 @@ def read_run(folder: pathlib.Path) -> Run:
       ResultsError: a file is missing or unreadable; names it.
     """
 
-    def load(name: str) -> dict[str, Any]:
+    def load(name: str, parse: Callable[[str], Any] = json.loads) -> Any:
         try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
+            return parse((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ResultsError(f"{folder / name}: {error}; finish the run, or move its folder away") from error
 
@@ -80,7 +80,7 @@ def read_run(folder: pathlib.Path) -> Run:
     for name, result in evaluations.items():
         if "milliseconds_per_user" not in result:
             raise ResultsError(f"{folder / name}.json is of an older version: run eval.py on it again")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = load("metrics.jsonl", lambda text: list(map(json.loads, text.splitlines())))
     return Run(folder, load("config.json")["config"], load("run.json"), evaluations, lines)
 
 
