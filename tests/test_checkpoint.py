@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import typing
@@ -294,6 +295,16 @@ def test_a_damaged_manifest_is_named_and_its_checkpoint_kept(tmp_path):
     gc.collect()
 
 
+@damaging
+def test_a_folder_under_another_number_is_refused(tmp_path):
+    with _open(tmp_path) as checkpointer:
+        checkpointer.save(1, _state(1), {})
+    shutil.copytree(_folder(tmp_path, 1), _folder(tmp_path, 4))
+    with _open(tmp_path) as checkpointer, pytest.raises(CheckpointError, match=r"step 4 .*it is not what was saved"):
+        checkpointer.restore(4, _abstract(_state(1)))
+    gc.collect()
+
+
 _KILLED = """
 import os, pathlib, signal, sys
 import jax, jax.numpy as jnp
@@ -314,6 +325,11 @@ def test_a_kill_during_a_save_leaves_a_clean_restart(tmp_path):
     done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], env=env, capture_output=True, timeout=300)
     assert done.returncode == -9, done.stderr
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # the second one is torn
+    (tmp_path / "checkpoints" / "removed" / "7").mkdir(parents=True)
+    before = tiny.snapshot(tmp_path)
+    with _open(tmp_path, read_only=True) as reader:
+        assert reader.latest_step() == 1
+    assert tiny.snapshot(tmp_path) == before and (tmp_path / "checkpoints" / "removed" / "7").is_dir()
     everywhere = _shardings(1)[1]
     with _open(tmp_path) as checkpointer:
         assert checkpointer.latest_step() == 1
