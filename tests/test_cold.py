@@ -251,6 +251,27 @@ def test_where_nothing_learned_helps_the_retrievers_order_stays():
     assert loss == of_retriever < 1
 
 
+def test_candidates_are_scored_lot_by_lot():
+    """More than fit a batch, each with its own window and the retriever's own scores."""
+    pre, log = logged_by_hand()
+    found = log.at(np.arange(24))
+    assert pre.evaluator.batch_rows == 16
+    cold, variables = pre.train(("last", "item", "last_cross"), log.at(np.arange(200)), log.at(np.arange(200, 264)))
+    together = quick_jit(cold.score)(
+        variables, pre.experiment.catalogue, pre._batch(found, found.scores), jnp.asarray(found.ids)
+    )
+    np.testing.assert_allclose(pre.scores(cold, variables, found), together, rtol=1e-5, atol=1e-6)
+
+
+def test_the_requests_that_are_learned_from_hold_what_was_taken():
+    pre, log = logged_by_hand()
+    missed = np.arange(len(log.ids)) % 3 == 0
+    ids = np.where(missed[:, None] & (log.ids == pre.targets_of(log)[:, None]), 0, log.ids)
+    kept = pre.with_the_taken(log._replace(ids=ids))
+    assert pairs(kept.targets) and len(kept.ids) == (~missed).sum()
+    np.testing.assert_array_equal(kept.ids, log.ids[~missed])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request):
     """What the command wrote behind a tiny retriever, and what it said."""

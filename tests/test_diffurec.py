@@ -21,6 +21,7 @@ from model_cases import (
 )
 
 from t2diff_jax.models import build_retriever
+from t2diff_jax.models import diffurec as module
 
 CATALOGUE, BATCH = make_catalogue(), make_batch()
 VALID = np.asarray(BATCH["history"]) > 0
@@ -68,6 +69,18 @@ def test_every_behaviour_reaches_the_user(diffurec):
         history = BATCH["history"].at[:, j].set(np.where(VALID[:, j], 1 + BATCH["history"][:, j] % ITEMS, 0))
         after = np.asarray(diffurec.encode(diffurec.variables, {**BATCH, "history": history}, KEY)[0])
         np.testing.assert_array_equal(np.any(after != before, axis=(1, 2)), VALID[:, j])
+
+
+def test_the_next_items_that_are_known_are_held_at_the_truth(diffurec, monkeypatch):
+    """The reverse process generates the last place alone; what followed the others enters in units of its scale."""
+    held = []
+    monkeypatch.setattr(module, "reverse", lambda config, estimate, noise, known: held.append(known) or known.z0)
+    diffurec.retriever.encode_user(diffurec.variables, CATALOGUE, BATCH, KEY)
+    (known,) = held
+    x = diffurec.retriever.net.apply(diffurec.variables, BATCH["history"], CATALOGUE, method="embed")
+    scale = np.sqrt(STATS["drift_square"] / STATS["drift_weight"])
+    np.testing.assert_allclose(known.z0[:, :-1], x[:, 1:] / scale, rtol=1e-5)
+    assert np.broadcast_to(known.mask, x.shape)[:, :-1].all() and not np.broadcast_to(known.mask, x.shape)[:, -1].any()
 
 
 def test_without_noise_and_mixing_it_is_a_transformer_with_cross_entropy():

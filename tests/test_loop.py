@@ -214,6 +214,15 @@ def test_no_steps_at_all(make, compiled, tmp_path):
     assert final.evaluate_checkpoint(parts, tmp_path, None)["step"] == 0
 
 
+def test_before_the_first_validation_the_latest_is_tested(make, compiled, tmp_path):
+    """As of a run that was told to stop early: it saved, and nothing says yet which step is best."""
+    parts = make()
+    with opened(tmp_path, parts) as checkpointer:
+        for step in (1, 3):
+            checkpointer.save(step, compiled.start, {})
+    assert final.restore(parts, tmp_path, None)[1] == 3
+
+
 def test_without_a_checkpoint_there_is_nothing_to_test(make, tmp_path):
     parts = make()
     open_workdir(tmp_path, parts.config, parts.log.digest())
