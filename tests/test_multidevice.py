@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compiles"),
     pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices"),
 ]
-MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 UNSEEN = {"loss__exclude_seen": True, "eval__exclude_seen": True}
 MODELS = {
     "t2diff": {"model__name": "t2diff"},
@@ -34,8 +33,8 @@ MODELS = {
     "sasrec, blocks of items": {"model__name": "sasrec", "loss__block": 16, "loss__merge": "logsumexp", **UNSEEN},
     "sasrec, shared negatives": {"model__name": "sasrec", "loss__negatives": 24, **UNSEEN},
 }
-CASES = [(name, mesh) for name in ("t2diff", "sasrec") for mesh in MESHES]
-CASES += [("t2diff_causal", mesh) for mesh in ((8, 1), (2, 4))]
+CASES = [(name, mesh) for name in ("t2diff", "t2diff_causal") for mesh in ((8, 1), (2, 4))]
+CASES += [("sasrec", mesh) for mesh in ((8, 1), (4, 2), (1, 8))]
 CASES += [(name, (2, 4)) for name in MODELS if "negatives" in name or "items" in name]
 CASES += [("t2diff_causal", (1, 2)), ("t2diff, negatives of both kinds", (2, 2))]
 STEPS = 20
