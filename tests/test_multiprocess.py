@@ -183,7 +183,8 @@ def test_one_that_is_killed_ends_all_with_a_message(two_that_train):
     running[1].kill()
     told = running[0].communicate(timeout=300)[1]
     assert running[0].returncode not in (0, None)
-    assert re.search("another process of this run has ended|another task died", told), told
+    # Once in many times the CPU's collectives abort in their own code, before any of ours learns of it.
+    assert re.search("another process of this run has ended|another task died|gloo::EnforceNotMet", told), told
     assert saved(workdir) == [2]
     lines = commands("train.py", workdir, *RARELY, "--config.train.steps=4", processes=4)
     outputs = succeed(lines, devices=1)
