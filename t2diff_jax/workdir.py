@@ -80,7 +80,7 @@ def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str
         raise CheckpointError(f"{path} does not exist: no run was started in this workdir") from error
     except ConfigError as error:
         raise CheckpointError(
-            f"{path} was written by another version ({error}): use that (run.json has its commit), or another --workdir"
+            f"{path} does not fit this version ({error}): use what wrote it (see run.json), or another --workdir"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -111,7 +111,7 @@ def test_a_key_that_is_gone_is_no_damage(tmp_path):
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["config"]["model"]["conv"] = 8
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(CheckpointError, match=r"written by another version \(config.model.conv: no such key.*commit"):
+    with pytest.raises(CheckpointError, match=r"does not fit this version \(config.model.conv: no such key.*run.json"):
         read_config(tmp_path, base_config())
 
 
