@@ -241,6 +241,7 @@ class LossConfig:
     frequency_decay: float
     window_negatives: bool
     exclude_seen: bool
+    seen_before: int
     label_smoothing: float
     merge: typing.Literal["softmax_mean", "logsumexp", "max"]
 

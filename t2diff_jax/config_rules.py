@@ -296,6 +296,7 @@ def loss_rules(c: "Config") -> Rules:
             "loss.exclude_seen",
             "needs eval.exclude_seen=True: such a model learns nothing of the scores of seen items",
         ),
+        (c.loss.seen_before >= 0, "loss.seen_before", "must not be negative"),
         (0 <= c.loss.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)"),
         (
             c.loss.label_smoothing == 0 or not c.loss.sampled,

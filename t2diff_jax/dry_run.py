@@ -125,10 +125,10 @@ def compile_programs(
     device = "gpu" if only_lower else mesh.devices.flat[0].platform
     config = as_computed(settled(config, config.dry_run.n_items, device), device, mesh.size)
     parts = declared_experiment(config, mesh)
-    state, batch = parts.abstract_state, parts.abstract_batch(config.train.batch_size)
+    state, batch = parts.abstract_state, parts.training_forms()
     yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)
     evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
-    batch = parts.abstract_batch(evaluator.batch_rows, seen=seen)
+    batch = parts.evaluation_forms(evaluator.batch_rows, seen=seen)
     for name, (program, arguments) in evaluator.programs(state.evaluation_variables(), batch).items():
         yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options)
 

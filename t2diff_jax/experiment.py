@@ -63,24 +63,36 @@ class Experiment:
         """step -> this process's rows of the step's batch, as numpy arrays."""
         size = self.config.train.batch_size
         windows = Windows.of(self.config)
-        return make_batch_at(self.log, self.order, windows, size, process_rows(self.mesh, size))
+        return make_batch_at(self.log, self.order, windows, size, process_rows(self.mesh, size), before=self._before)
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a 0-based step, on the devices."""
         return put_batch(self.mesh, self.host_batch_at(step), self.config.train.batch_size)
 
-    def abstract_batch(self, size: int, *, seen: int = 0) -> Batch:
-        """Shapes and shardings of a global batch of so many rows; seen: S where earlier items are excluded, else 0."""
-        features = len(self.retriever.sizes.user_features)
-        forms = batch_forms(Windows.of(self.config), size, features, seen=seen)
-        sharding = batch_sharding(self.mesh)
+    @functools.cached_property
+    def _before(self) -> int:
+        """S of a training batch: behaviours before the window that leave the softmax; no wider than the log needs."""
+        loss, told = self.config.loss, self.config.dry_run.seen
+        longest = told if self.log is None else self.order.longest_before
+        return min(loss.seen_before, longest) if loss.exclude_seen else 0
+
+    def training_forms(self) -> Batch:
+        """Shapes and shardings of the global batch of a training step."""
+        return self._forms(self.config.train.batch_size, before=self._before)
+
+    def evaluation_forms(self, size: int, *, seen: int = 0) -> Batch:
+        """Shapes and shardings of so many rows to evaluate; seen: S where earlier items are excluded, else 0."""
+        return self._forms(size, seen=seen)
+
+    def _forms(self, size: int, **widths: int) -> Batch:
+        features, sharding = len(self.retriever.sizes.user_features), batch_sharding(self.mesh)
+        forms = batch_forms(Windows.of(self.config), size, features, **widths)
         return {name: jax.ShapeDtypeStruct(*form, sharding=sharding) for name, form in forms.items()}
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the train state."""
-        batch = self.abstract_batch(self.config.train.batch_size)
-        return abstract_state(self.mesh, self.catalogue, batch, **self._recipe)
+        return abstract_state(self.mesh, self.catalogue, self.training_forms(), **self._recipe)
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""

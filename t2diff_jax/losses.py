@@ -164,7 +164,7 @@ def sampled_softmax(
     log_counts: Float[Array, " n"],
     own: Float[Array, "B L U"] | None = None,
     own_ids: Int[Array, "B L"] | None = None,
-    seen: Int[Array, "B L"] | None = None,
+    seen: Int[Array, "B S"] | None = None,
     *,
     merge: str,
 ) -> Float[Array, "B P"]:
@@ -174,7 +174,7 @@ def sampled_softmax(
     own target, or no item (id 0), is masked. Items in `own_ids` (0: none), vectors `own`, are certain negatives of
     their row: each enters once, uncorrected, and leaves the shared negatives of that row, so that the sum stays an
     unbiased estimate.
-    With `seen`, the windows whose last P places the targets follow, what lies behind a position is no negative of it.
+    With `seen`, behaviours whose last P places the targets follow, what lies behind a position is no negative of it.
     `merge` says how the M vectors of a user speak together (`mixture`).
     """
     positive = jnp.einsum("bpmu,bpu->bpm", users, positives, preferred_element_type=jnp.float32)
@@ -184,13 +184,13 @@ def sampled_softmax(
     logits = [positive[..., None]]
     if seen is not None:
         places = jnp.arange(seen.shape[1])[-users.shape[1] :, None]
-        hidden |= first_places(seen, negative_ids)[:, None] <= places[None]
+        hidden |= jax.vmap(first_places, (0, None))(seen, negative_ids)[:, None] <= places[None]
     if own_ids is not None:
         hidden |= (own_ids[..., None] == negative_ids[None, None]).any(axis=1)[:, None]
         certain = jnp.einsum("bpmu,blu->bpml", users, own, preferred_element_type=jnp.float32)
         counts = (first_occurrence(own_ids) & (own_ids > 0))[:, None] & (own_ids[:, None] != targets[..., None])
         if seen is not None:
-            counts &= (jnp.arange(own_ids.shape[1])[None] > places)[None]
+            counts &= jax.vmap(first_places)(seen, own_ids)[:, None] > places[None]
         logits.append(jnp.where(counts[:, :, None], certain, -jnp.inf))
     logits.append(jnp.where(hidden[:, :, None], -jnp.inf, shared))
     if merge == "max":
@@ -204,10 +204,11 @@ def first_occurrence(ids: Int[Array, "B L"]) -> Bool[Array, "B L"]:
     return ~((ids[:, :, None] == ids[:, None, :]) & earlier[None]).any(axis=-1)
 
 
-def first_places(ids: Int[Array, "B L"], wanted: Int[Array, " m"]) -> Int[Array, "B m"]:
-    """Where in its row an id first appears; L where it does not."""
-    hits = ids[:, :, None] == wanted[None, None]
-    return jnp.where(hits.any(axis=1), hits.argmax(axis=1), ids.shape[1])
+def first_places(ids: Int[Array, " L"], wanted: Int[Array, " m"]) -> Int[Array, " m"]:
+    """Where an id first appears; L where it does not."""
+    order = jnp.argsort(ids, stable=True)
+    at = jnp.searchsorted(ids[order], wanted)  # of equal ids the first, which lies first of them in `order` too
+    return jnp.where(ids[order].at[at].get(mode="fill", fill_value=-1) == wanted, order[at], len(ids))
 
 
 def diffusion_loss(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from t2diff_jax.sharding import has_item_rows
 from t2diff_jax.types import Batch, Catalogue, Retriever
 
-_NAMES_ITEMS = ("history", "target", "negatives")  # keys of a batch whose values are item ids
+_NAMES_ITEMS = ("history", "target", "negatives")  # keys of a batch whose values are item ids, whose rows a step needs
 
 
 def touched_rows(batch: Batch, n_rows: int) -> Int[Array, " K"]:
@@ -53,8 +53,11 @@ def cut_catalogue(catalogue: Catalogue, rows: Int[Array, " K"]) -> Catalogue:
 
 
 def cut_batch(batch: Batch, rows: Int[Array, " K"]) -> Batch:
-    """The batch with places among the rows for item ids; 0 stays 0."""
+    """The batch with places among the rows for item ids; 0 stays 0, and so becomes what lies before and has no row."""
     places = {name: jnp.searchsorted(rows, batch[name]).astype(jnp.int32) for name in _NAMES_ITEMS if name in batch}
+    if "before" in batch:
+        found = jnp.searchsorted(rows, batch["before"]).astype(jnp.int32)
+        places["before"] = jnp.where(rows.at[found].get(mode="clip") == batch["before"], found, 0)
     return {**batch, **places}
 
 

@@ -26,7 +26,9 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
 #   negatives       int32 [m]     drawn items, shared by all; present in training with the sampled softmax
 #   log_counts      float32 [m]   beside them: the logarithm of how often each is expected among them
-#   seen            int32 [B, S]  earlier items of the user, 0-padded; present where they are excluded
+#   before          int32 [B, S]  the behaviours before the window, 0-padded on the left; present in training, where the
+#                                 softmax leaves them out too
+#   seen            int32 [B, S]  earlier items of the user, 0-padded; present in evaluation, where they are excluded
 #   user_row        int32 [B]     row of DAT's table of users; present inside that model
 #   retrieved       float32 [B, C]  the retriever's scores of C items, less its best; present for a pre-ranker
 Batch = Mapping[str, Array | jax.ShapeDtypeStruct]  # their shapes will do where nothing is computed

@@ -17,6 +17,7 @@ from t2diff_jax.data.batches import (
     Windows,
     evaluation_batches,
     gather,
+    items_before,
     make_batch_at,
     prefetch,
     seen_items,
@@ -112,6 +113,21 @@ def test_seen_items_against_a_loop():
         start = log.offsets[user]
         expected = [] if user < 0 else log.items[start : start + position].tolist()
         assert row.tolist() == expected + [0] * (len(row) - len(expected))
+
+
+@pytest.mark.parametrize("width", [1, 7, 300])
+def test_items_before_against_a_loop(width):
+    """The latest that lie before the window, right-aligned; with the window they are all that came, or the last."""
+    log = random_log(users=30, longest=200)
+    users, positions = every_target(log)
+    users = np.where(np.arange(len(users)) % 5 == 2, -1, users)
+    before = items_before(log, users, positions, PLAIN.length, width)
+    assert before.dtype == np.int32 and before.shape == (len(users), width)
+    for row, user, position in zip(before, users, positions, strict=True):
+        start = log.offsets[user]
+        all_before = [] if user < 0 else log.items[start : start + max(0, position - PLAIN.length)].tolist()
+        expected = all_before[-width:]
+        assert row.tolist() == [0] * (width - len(expected)) + expected
 
 
 @pytest.mark.parametrize(("longest", "width"), [(0, 64), (1, 64), (64, 64), (65, 128), (128, 128), (129, 256)])
@@ -286,6 +302,23 @@ def test_shares_of_four_processes_make_the_global_batch():
     shares = [make_batch_at(log, order, PLAIN, 32, np.arange(8 * i, 8 * i + 8)) for i in range(4)]
     for step in (0, 3, 50):
         equal(whole(step), joined([share(step) for share in shares]))
+
+
+def test_a_batch_brings_what_came_before_its_windows():
+    """Windows of 3: the longest history, of 8 behaviours, leaves 4 before the window of its last target."""
+    log = make_log([[1, 2, 3, 4, 5, 6, 7, 8], [9, 10]])
+    order = order_of(log, split_at(log, [8, 2]), training_targets="tiled", window=3)
+    assert order.longest_before == 4
+    windows = dataclasses.replace(PLAIN, length=3)
+    batch = make_batch_at(log, order, windows, 4, np.arange(4), before=order.longest_before)(0)
+    rows = {
+        user: row
+        for user, position, row in zip(*map(batch.get, ("user", "position", "before")), strict=True)
+        if position in (1, 7)
+    }
+    assert rows[0].tolist() == [1, 2, 3, 4] and rows[1].tolist() == [0, 0, 0, 0]
+    assert "before" not in make_batch_at(log, order, windows, 4, np.arange(4))(0)
+    assert order_of(log, split_at(log, [3, 2]), training_targets="tiled", window=3).longest_before == 0
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -319,8 +319,32 @@ def test_all_items_as_negatives_without_the_seen_give_the_full_softmax_without_t
     np.testing.assert_allclose(with_own.mean(), expected, rtol=1e-5)
 
 
+def test_what_came_before_the_window_is_no_negative_either():
+    """All items as negatives, the window's own among them: the full softmax without what came before, 3 and 2."""
+    users, targets = jnp.asarray(normal(3, 2, 3, 2, 3)), jnp.array([[6, 2, 3], [4, 5, 3]])
+    ids, shown = jnp.arange(1, N + 1), jnp.concatenate([jnp.array([[0, 3], [3, 2]]), HISTORY], axis=1)
+    flat = users.reshape(6, 2, 3), TABLE, targets.reshape(6), VALID, jnp.ones(6), Seen.of(shown, 3)
+    expected = mean_full_softmax(*flat, label_smoothing=0.0, merge="logsumexp", chunk=0)
+    args = users, TABLE[targets], TABLE[ids], targets, ids, uniform(ids)
+    for own in ((None, None), (TABLE[HISTORY], HISTORY)):
+        found = sampled_softmax(*args, *own, shown, merge="logsumexp").mean()
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    alone = sampled_softmax(*args, TABLE[HISTORY], HISTORY, HISTORY, merge="logsumexp").mean()
+    assert abs(alone - expected) > 1e-2
+
+
 def test_first_places():
-    assert first_places(HISTORY, jnp.array([4, 5, 6])).tolist() == [[1, 4, 4], [4, 0, 2]]
+    places = [first_places(row, jnp.array([4, 5, 6])).tolist() for row in HISTORY]
+    assert places == [[1, 4, 4], [4, 0, 2]]
+
+
+def test_first_places_against_a_loop():
+    """Ids that repeat, below and above all that is wanted too."""
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 9, 40):
+        ids, wanted = rng.integers(2, 12, length), np.arange(15)
+        expected = [ids.tolist().index(i) if i in ids else length for i in wanted]
+        assert first_places(jnp.asarray(ids), jnp.asarray(wanted)).tolist() == expected
 
 
 def test_first_occurrence():

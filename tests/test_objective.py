@@ -35,7 +35,7 @@ def test_cross_entropy_against_the_embeddings(negatives):
 
     def loss(params, vectors):
         items = step_items(retriever.net, {"params": params}, catalogue, retriever.loss_config, batch)
-        return items.embedding_cross_entropy(vectors[:, :, None], targets, weights, batch["history"])
+        return items.embedding_cross_entropy(vectors[:, :, None], targets, weights)
 
     value, (params, found) = jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], vectors)
     assert not any(map(np.any, jax.tree.leaves(params))) and np.any(found)
@@ -45,23 +45,29 @@ def test_cross_entropy_against_the_embeddings(negatives):
         np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 
+@pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("positions", [1, 3, None])
-def test_seen_items_are_no_candidates(positions):
-    """With `loss.exclude_seen`, at each of the last places: two softmaxes over what its window has not shown yet."""
+def test_seen_items_are_no_candidates(positions, before):
+    """With `loss.exclude_seen`, at each of the last places: two softmaxes over what its window has not shown yet.
+
+    Nor what came before the window, where the batch knows that.
+    """
     retriever, variables = built(model__name="sasrec", loss__exclude_seen=True, eval__exclude_seen=True)
     catalogue, batch = make_catalogue(), make_batch()
-    history = np.asarray(batch["history"])
+    history, earlier = np.asarray(batch["history"]), np.random.default_rng(2).integers(0, ITEMS + 1, (5, 4))
+    if before:
+        batch = {**batch, "before": jnp.asarray(earlier, jnp.int32)}
     length = positions or history.shape[1]
     targets, weights = (np.asarray(a)[:, -length:] for a in next_items(batch))
     users = normal(1, *targets.shape, 2, 8)
     items = step_items(retriever.net, variables, catalogue, retriever.loss_config, batch)
     table, terms = np.asarray(retriever.encode_items(variables, catalogue)), []
     for b, p in np.argwhere(weights > 0):
-        seen = history[b, : history.shape[1] - length + p + 1].tolist()
+        seen = history[b, : history.shape[1] - length + p + 1].tolist() + before * earlier[b].tolist()
         kept = [i for i in range(1, ITEMS + 1) if i == targets[b, p] or i not in seen]
         each = [reference.cross_entropy(table[kept] @ user, kept.index(targets[b, p])) for user in users[b, p]]
         terms.append(-np.log(np.mean(np.exp(-np.array(each)))))
-    value = items.cross_entropy(*map(jnp.asarray, (users, targets, weights)), batch["history"])
+    value = items.cross_entropy(*map(jnp.asarray, (users, targets, weights)))
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 
@@ -79,8 +85,8 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own, merge):
     items = step_items(retriever.net, variables, catalogue, retriever.loss_config, {**batch, **drawn})
     for b, p in np.argwhere(weights > 0):
         only = jnp.zeros_like(weights).at[b, p].set(1.0)
-        each = [items.cross_entropy(users[:, :, m, None], targets, only, batch["history"]) for m in range(3)]
-        value = items.cross_entropy(users, targets, only, batch["history"])
+        each = [items.cross_entropy(users[:, :, m, None], targets, only) for m in range(3)]
+        value = items.cross_entropy(users, targets, only)
         if merge == "softmax_mean":
             mixed = -np.log(np.mean(np.exp(-np.array(each))))
         else:  # a loss is the log of the sum over all, less the target's score
@@ -89,15 +95,17 @@ def test_several_vectors_are_a_mixture_with_sampled_negatives(own, merge):
         np.testing.assert_allclose(value, mixed, rtol=1e-5)
 
 
-def sampled_loss(row, negatives, **changes):
+def sampled_loss(row, negatives, before=(), **changes):
     """The cross-entropy at the last place of one window alone, with these negatives, each expected once."""
     retriever, variables = built(model__name="sasrec", loss__negatives=len(negatives), **changes)
     batch = {**make_batch(), "history": jnp.broadcast_to(jnp.array(row), (5, 6)), "target": jnp.full(5, 12)}
     drawn = {"negatives": jnp.array(negatives), "log_counts": jnp.zeros(len(negatives))}
+    if before:
+        drawn["before"] = jnp.broadcast_to(jnp.array(before), (5, len(before)))
     items = step_items(retriever.net, variables, make_catalogue(), retriever.loss_config, {**batch, **drawn})
     targets, weights = next_items(batch)
     only = jnp.zeros_like(weights).at[0, -1].set(1.0)
-    return float(items.cross_entropy(jnp.asarray(normal(1, 5, 6, 1, 8)), targets, only, batch["history"]))
+    return float(items.cross_entropy(jnp.asarray(normal(1, 5, 6, 1, 8)), targets, only))
 
 
 def test_drawn_items_that_were_seen_are_no_negatives():
@@ -106,6 +114,8 @@ def test_drawn_items_that_were_seen_are_no_negatives():
     assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 5], loss__exclude_seen=True, **changes) == 0
     assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 5], loss__exclude_seen=False, **changes) > 0.01
     assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 8], loss__exclude_seen=True, **changes) > 0.01
+    assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 8], [0, 8, 9], loss__exclude_seen=True, **changes) == 0
+    assert sampled_loss([1, 2, 3, 4, 5, 6], [2, 8], [0, 8, 9], loss__exclude_seen=False, **changes) > 0.01
 
 
 def test_the_items_of_the_window_are_negatives():
@@ -125,7 +135,7 @@ def test_labels_are_smoothed():
         scores = table[1 : ITEMS + 1] @ users[b, p, 0]
         each = [reference.cross_entropy(scores, i) for i in range(ITEMS)]
         terms.append(0.7 * each[targets[b, p] - 1] + 0.3 * np.mean(each))
-    value = items.cross_entropy(jnp.asarray(users), targets, weights, batch["history"])
+    value = items.cross_entropy(jnp.asarray(users), targets, weights)
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
 
 

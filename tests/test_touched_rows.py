@@ -16,6 +16,7 @@ MODELS = [
     dict(model__name="sasrec", optim__tables="adagrad"),
     dict(model__name="t2diff_causal", optim__kernels="muon"),
     dict(model__name="sasrec", model__sketch_dim=4, optim__weight_decay=0.1),
+    dict(model__name="sasrec", loss__exclude_seen=True, eval__exclude_seen=True, loss__seen_before=50),
 ]
 COMMON = dict(optim__ema=0.9, optim__warmup=0, optim__learning_rate=0.01)
 
@@ -46,6 +47,8 @@ def test_touched_rows_by_hand():
     places = cut_batch(batch | {"user": jnp.array([7, 7])}, rows)
     assert places["history"].tolist() == [[0, 4], [2, 4]] and places["target"].tolist() == [1, 2]
     assert places["negatives"].tolist() == [3, 1] and places["user"].tolist() == [7, 7]
+    places = cut_batch(batch | {"before": jnp.array([[0, 3, 4], [1, 7, 29]])}, rows)
+    assert places["before"].tolist() == [[0, 2, 0], [0, 4, 0]]  # what the step has no row for cannot be a negative
     assert touched_rows(batch, 8).tolist() == [0, 2, 3, 5, 7, 8 + 5, 8 + 6, 8 + 7]  # no more rows than there are
 
 

@@ -63,11 +63,12 @@ def gather(log: InteractionLog, users: np.ndarray, positions: np.ndarray, window
 
 
 def batch_forms(
-    windows: Windows, batch_size: int, user_features: int, *, seen: int = 0
+    windows: Windows, batch_size: int, user_features: int, *, before: int = 0, seen: int = 0
 ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of every array of a batch, without making one: what `gather` would give.
 
-    user_features: F; 0 where the log has none. seen: S of evaluation that excludes earlier items; 0: none.
+    user_features: F; 0 where the log has none. before: S of training that leaves them out, seen: S of evaluation that
+    excludes earlier items; 0: none.
     """
     forms = dict.fromkeys(("target", "user", "position", "session_length"), ((batch_size,), np.int32))
     forms |= {"history": ((batch_size, windows.length), np.int32), "weight": ((batch_size,), np.float32)}
@@ -75,8 +76,7 @@ def batch_forms(
         forms["age"] = forms["history"]
     if user_features:
         forms["user_features"] = ((batch_size, user_features), np.int32)
-    if seen:
-        forms["seen"] = ((batch_size, seen), np.int32)
+    forms |= {name: ((batch_size, n), np.int32) for name, n in (("before", before), ("seen", seen)) if n}
     return forms
 
 
@@ -89,6 +89,14 @@ def _session_length(log: InteractionLog, rows: np.ndarray, valid: np.ndarray, wi
         unbroken = np.logical_and.accumulate(joined[:, ::-1], axis=1)[:, ::-1]
         recent = recent & np.pad(unbroken, ((0, 0), (0, 1)), constant_values=True)
     return recent.sum(axis=1).astype(np.int32)
+
+
+def items_before(log: InteractionLog, users: np.ndarray, positions: np.ndarray, window: int, width: int) -> np.ndarray:
+    """The `width` behaviours before the windows of such targets, 0-padded on the left, int32 [B, width]."""
+    ends = np.where(users >= 0, positions - window, 0)[:, None]
+    columns = ends + np.arange(-width, 0)
+    rows = log.offsets[np.maximum(users, 0)][:, None] + np.maximum(columns, 0)
+    return np.where(columns >= 0, log.items[rows], 0).astype(np.int32)
 
 
 def seen_items(log: InteractionLog, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -146,6 +154,11 @@ class TrainingOrder:
         """Targets per epoch."""
         return int(self.counts.sum())
 
+    @property
+    def longest_before(self) -> int:
+        """Behaviours before the window of the target that has the most; 0 where no window is full."""
+        return max(0, int(self.ends.max(initial=1)) - 1 - self.window)
+
     def epoch(self, number: int) -> Targets:
         """All targets of one epoch, in its order."""
         row = np.repeat(np.arange(len(self.users)), self.counts)
@@ -172,9 +185,12 @@ class TrainingOrder:
 
 
 def make_batch_at(
-    log: InteractionLog, order: TrainingOrder, windows: Windows, batch_size: int, rows: np.ndarray
+    log: InteractionLog, order: TrainingOrder, windows: Windows, batch_size: int, rows: np.ndarray, *, before: int = 0
 ) -> Callable[[int], HostBatch]:
-    """`batch_at(step)`: the rows `rows` (this process's share, int [n]) of the global batch of a 0-based step."""
+    """`batch_at(step)`: the rows `rows` (this process's share, int [n]) of the global batch of a 0-based step.
+
+    before: so many behaviours before the window come with it; 0: none.
+    """
     epoch = functools.lru_cache(maxsize=2)(order.epoch)
 
     def batch_at(step: int) -> HostBatch:
@@ -184,7 +200,10 @@ def make_batch_at(
         for number in np.unique(epochs):
             at, targets = epochs == number, epoch(int(number))
             users[at], positions[at] = targets.users[places[at]], targets.positions[places[at]]
-        return gather(log, users, positions, windows)
+        batch = gather(log, users, positions, windows)
+        if before:
+            batch["before"] = items_before(log, users, positions, windows.length, before)
+        return batch
 
     return batch_at
 

@@ -77,7 +77,7 @@ class BERT4Rec(Sequential):
         masked = masked_places(key, weights > 0, self.model.bert4rec.masked)
         parts = items.lookup(batch["history"]), items.lookup(targets), masked, batch
         users = self.net.apply(params, *parts, method="users_of_masked", rngs={"dropout": key})
-        loss = items.cross_entropy(users, targets, weights * masked, batch["history"])
+        loss = items.cross_entropy(users, targets, weights * masked)
         return loss, ({"loss_tower": loss}, variables["stats"])
 
 

@@ -98,7 +98,7 @@ class ContrastVAE(Sequential):
 
 
 def _cross_entropy(items: StepItems, view: View, batch: Batch) -> jax.Array:
-    return items.cross_entropy(view.users, *next_items(batch), batch["history"])
+    return items.cross_entropy(view.users, *next_items(batch))
 
 
 def contrast_of(a: jax.Array, b: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:

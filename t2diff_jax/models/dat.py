@@ -81,7 +81,7 @@ class DAT(Sequential):
         batch, items = self._with_row(batch, named), step_items(self.net, params, catalogue, self.loss_config, batch)
         x, (targets, weights) = items.lookup(batch["history"]), next_items(batch)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key_dropout})
-        loss = items.cross_entropy(users, targets, weights, batch["history"])
+        loss = items.cross_entropy(users, targets, weights)
         towers = self.net.apply(params, items.lookup(targets), targets, method="scored")
         mimic = self._mimic(params, batch, users[:, :, 0], towers, targets, weights)
         aligned = 0.0

@@ -106,5 +106,5 @@ class DiffuRec(Sequential):
         how = dict(deterministic=False, rngs={"dropout": key_dropout})
         z = self.net.apply(params, z_r, r, x, share, batch, **how, method="estimate")
         users = self.net.apply(params, z, x, batch, **how, method="user_of_states")
-        loss = items.cross_entropy(users, targets, weights, history)
+        loss = items.cross_entropy(users, targets, weights)
         return loss, ({"loss_tower": loss}, stats)

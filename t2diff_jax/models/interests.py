@@ -70,7 +70,7 @@ class MultiInterest(Sequential):
         users, active = self.net.apply(params, items.lookup(history), batch, **args), self._active(variables, batch)
         wanted = self.net.apply(params, items.lookup(targets), targets, method="score_vectors")
         spoken = self.spoken(users, active, wanted)
-        loss = items.cross_entropy(spoken, targets, weights, history)
+        loss = items.cross_entropy(spoken, targets, weights)
         apart = weighted_mean(self.repel(users[..., : self.model.dim], active), weights)
         total = loss + self.model.interests.diversity_weight * apart
         return total, ({"loss_tower": loss, "loss_repel": apart}, variables["stats"])

@@ -21,16 +21,17 @@ class StepItems(NamedTuple):
 
     Attributes:
       lookup: ids [...] -> e(i) [..., D].
-      cross_entropy: (user vectors [B, P, M, U], target ids [B, P], their weights [B, P], history [B, L]) -> mean loss;
-        the M vectors of a place are a mixture.
+      cross_entropy: (user vectors [B, P, M, U], target ids [B, P], their weights [B, P]) -> mean loss; the M vectors
+        of a place are a mixture.
       embedding_cross_entropy: the same for vectors [B, P, M, D] against e(i), which does not learn.
 
-    Targets follow the last P places of the history; with `loss.exclude_seen` what lies behind a place is no candidate.
+    Targets follow the last P places of the history; with `loss.exclude_seen` what lies behind a place is no candidate:
+    what the window has shown up to there, and what the batch says of the behaviours "before" it.
     """
 
     lookup: Callable[[jax.Array], jax.Array]
-    cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    embedding_cross_entropy: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    embedding_cross_entropy: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def item_embedding(model: ModelConfig, sizes: Sizes) -> ItemEmbedding:
@@ -64,19 +65,27 @@ def step_items(net: nn.Module, variables: Variables, catalogue: Catalogue, loss:
     def apply(method: str, *args: object) -> jax.Array:
         return net.apply(variables, *args, method=method)
 
+    shown = _shown(batch) if loss.exclude_seen else None
     if not loss.sampled:
-        return _all_items(apply, catalogue, loss, net.model.row_multiple)
-    return _sampled_items(apply, catalogue, loss, batch["negatives"], batch["log_counts"])
+        return _all_items(apply, catalogue, loss, net.model.row_multiple, shown)
+    return _sampled_items(apply, catalogue, loss, batch, shown)
 
 
-def _all_items(apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, row_multiple: int) -> StepItems:
+def _shown(batch: Batch) -> jax.Array:
+    """The behaviours that a step knows of, the newest last, int32 [B, S + L]: windows, and what came before them."""
+    if "before" not in batch:
+        return batch["history"]
+    return jnp.concatenate([batch["before"], batch["history"]], axis=1)
+
+
+def _all_items(
+    apply: Callable[..., jax.Array], catalogue: Catalogue, loss: LossConfig, row_multiple: int, shown: jax.Array | None
+) -> StepItems:
     table = apply("item_table", catalogue)
     scored, valid = apply("score_vectors", table, None), is_item(catalogue)
 
-    def against(
-        rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array
-    ) -> jax.Array:
-        seen = Seen.of(history, targets.shape[1]) if loss.exclude_seen else None
+    def against(rows: jax.Array, vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        seen = None if shown is None else Seen.of(shown, targets.shape[1])
         flat = vectors.reshape(-1, *vectors.shape[2:]), rows, targets.reshape(-1), valid, weights.reshape(-1)
         how = dict(label_smoothing=loss.label_smoothing, merge=loss.merge)
         how |= dict(chunk=loss.chunk, block=loss.block, parts=row_multiple)
@@ -93,9 +102,11 @@ def _sampled_items(
     apply: Callable[..., jax.Array],
     catalogue: Catalogue,
     loss: LossConfig,
-    negative_ids: jax.Array,
-    log_counts: jax.Array,
+    batch: Batch,
+    shown: jax.Array | None,
 ) -> StepItems:
+    history, negative_ids, log_counts = batch["history"], batch["negatives"], batch["log_counts"]
+
     def embed(ids: jax.Array) -> jax.Array:
         return apply("embed", ids, catalogue)
 
@@ -106,20 +117,19 @@ def _sampled_items(
         own: jax.Array | None,
         targets: jax.Array,
         weights: jax.Array,
-        history: jax.Array,
     ) -> jax.Array:
-        own_ids, seen = None if own is None else history, history if loss.exclude_seen else None
-        args = vectors, positives, negatives, targets, negative_ids, log_counts, own, own_ids, seen
+        own_ids = None if own is None else history
+        args = vectors, positives, negatives, targets, negative_ids, log_counts, own, own_ids, shown
         return losses.weighted_mean(losses.sampled_softmax(*args, merge=loss.merge), weights)
 
-    def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
+    def sampled(users: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
         positives, negatives = (apply("score_vectors", embed(ids), ids) for ids in (targets, negative_ids))
         own = apply("score_vectors", embed(history), history) if loss.window_negatives else None
-        return against_sample(users, positives, negatives, own, targets, weights, history)
+        return against_sample(users, positives, negatives, own, targets, weights)
 
-    def embedding_sampled(vectors: jax.Array, targets: jax.Array, weights: jax.Array, history: jax.Array) -> jax.Array:
+    def embedding_sampled(vectors: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
         positives, negatives = jax.lax.stop_gradient((embed(targets), embed(negative_ids)))
-        return against_sample(vectors, positives, negatives, None, targets, weights, history)
+        return against_sample(vectors, positives, negatives, None, targets, weights)
 
     return StepItems(embed, sampled, embedding_sampled)
 

@@ -151,5 +151,5 @@ class Sequential:
         x = items.lookup(history)
         users = self.net.apply(params, x, batch, deterministic=False, method="user", rngs={"dropout": key})
         targets, weights = next_items(batch)
-        loss = items.cross_entropy(users, targets, weights, history)
+        loss = items.cross_entropy(users, targets, weights)
         return loss, ({"loss_tower": loss}, variables["stats"])

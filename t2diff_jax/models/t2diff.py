@@ -205,7 +205,7 @@ class T2Diff:
         users = self._apply(variables, "user", x, slot, batch, deterministic=False, rngs={"dropout": key_dropout})
         # A row that only fills the batch has the padding as target; any item in its place keeps it finite.
         targets = jnp.maximum(batch["target"], 1)[:, None]
-        loss_tower = items.cross_entropy(users[:, None, None], targets, weight[:, None], batch["history"])
+        loss_tower = items.cross_entropy(users[:, None, None], targets, weight[:, None])
         metrics = {"loss_tower": loss_tower}
         if slot is not None:
             metrics |= {"loss_diffusion": loss_kl, "drift_scale": drift_scale(stats)}

@@ -211,7 +211,7 @@ class T2DiffCausal:
             return self._apply(variables, "user", x, states, slots, batch, **args)
 
         users = user(None)[:, :, None] if filled.slots is None else jax.vmap(user, 2, 2)(filled.slots)
-        loss_tower = items.cross_entropy(users, *next_items(batch), history)
+        loss_tower = items.cross_entropy(users, *next_items(batch))
         metrics, stats = {"loss_tower": loss_tower}, filled.stats
         if self.model.slot not in ("empty", "learned"):
             metrics |= {"loss_diffusion": filled.loss, "drift_scale": drift_scale(stats)}
@@ -254,7 +254,7 @@ class T2DiffCausal:
             return scale * generated_item(self.diffusion, context.x, z)
 
         def cross_entropy(z: jax.Array) -> jax.Array:
-            return items.embedding_cross_entropy(placed(z)[:, :, None], *next_items(batch), batch["history"])
+            return items.embedding_cross_entropy(placed(z)[:, :, None], *next_items(batch))
 
         context = self.context(variables, *cut((x, states)), mask, key_dropout)
         truth = Truth(z0 / scale, weight, cross_entropy)
