@@ -136,7 +136,8 @@ def get_config() -> ConfigDict:
             # drim: what keeps interests apart: cosine | correlation | distance
             diversity="cosine",
             diversity_weight=0.1,  # drim, mtmi: weight beside the softmax
-            margin=0.5,  # mtmi: cosine, drim with distance: distance, from which on vectors are left alone
+            # mtmi: cosine, drim with distance: distance of directions, from which on vectors are left alone
+            margin=0.5,
         )
     )
     # Weights of divergence and contrast beside the cross-entropy; temperature of the contrast.

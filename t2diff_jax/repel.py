@@ -17,8 +17,9 @@ def squared_correlation(vectors: Float[Array, "*Q K D"], active: Bool[Array, "*Q
 
 
 def near(vectors: Float[Array, "*Q K D"], active: Bool[Array, "*Q K"], margin: float) -> Float[Array, " *Q"]:
-    """Mean squared hinge max(0, margin - |v_k - v_l|)^2."""
-    square = jnp.square(vectors[..., :, None, :] - vectors[..., None, :, :]).sum(axis=-1)
+    """Mean squared hinge max(0, margin - |v_k - v_l|)^2 of their directions, so of distances from 0 to 2."""
+    directions = unit(vectors)
+    square = jnp.square(directions[..., :, None, :] - directions[..., None, :, :]).sum(axis=-1)
     distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return _over_pairs(jnp.square(jnp.maximum(margin - distance, 0)), active)
 

@@ -97,7 +97,7 @@ def test_losses_against_numpy(dat):
         target = following[b, j]
         terms.append(reference.cross_entropy((users[b, j] @ table.T)[1 : ITEMS + 1], target - 1))
         p_u, p_v = users[b, j, :8] * 0.05, table[target, :8]
-        mimic.append(np.mean((a_u[BATCH["user"][b]] - p_v) ** 2) + np.mean((a_v[target] - p_u) ** 2))
+        mimic.append(np.sum((a_u[BATCH["user"][b]] - p_v) ** 2) + np.sum((a_v[target] - p_u) ** 2))
         if target not in met:  # an item counts once, however often it was taken
             towers.append(p_v)
             chosen.append(np.asarray(CATALOGUE.categories)[target])
@@ -106,6 +106,16 @@ def test_losses_against_numpy(dat):
     np.testing.assert_allclose(metrics["loss_mimic"], np.mean(mimic), rtol=1e-4)
     aligned = slow_alignment(np.array(towers, np.float64), np.array(chosen))
     np.testing.assert_allclose(loss, np.mean(terms) + 0.3 * np.mean(mimic) + 0.7 * aligned, rtol=1e-4)
+
+
+def test_an_augmented_vector_is_read_at_the_size_of_a_normed_one(dat):
+    """One of length 1, as what it imitates: its root mean square among a tower's inputs is 1, as that of e(i)."""
+    params = put(dat.variables["params"], ("augmented_users",), lambda table: jnp.full_like(table, 8**-0.5))
+    x = jnp.zeros((*BATCH["history"].shape, 8))
+    inputs = dat.retriever.net.apply(
+        {"params": params}, 0, x, {**BATCH, "user_row": BATCH["user"]}, method="user_inputs"
+    )
+    np.testing.assert_allclose(inputs[..., :8], 1, rtol=1e-5)
 
 
 def slow_alignment(vectors, categories):

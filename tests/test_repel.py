@@ -15,15 +15,15 @@ ALL = jnp.ones((1, 2), bool)
 
 
 def test_by_hand():
-    """At 60 degrees, lengths 1 and 2: cosine 1/2, distance sqrt 3."""
+    """At 60 degrees, lengths 1 and 2: cosine 1/2, distance of the directions 1."""
     v = jnp.array([[[1.0, 0.0], [1.0, np.sqrt(3)]]])
     np.testing.assert_allclose(repel.squared_cosine(v, ALL), [1 / 4], rtol=1e-6)
     np.testing.assert_allclose(repel.alike(v, ALL, 0.2), [0.3], rtol=1e-5)
-    np.testing.assert_allclose(repel.near(v, ALL, 2.0), [(2 - np.sqrt(3)) ** 2], rtol=1e-5)
+    np.testing.assert_allclose(repel.near(v, ALL, 1.5), [1 / 4], rtol=1e-5)
     opposed = jnp.array([[[0.0, 1.0, 2.0], [4.0, 3.0, 2.0]]])
     np.testing.assert_allclose(repel.squared_correlation(opposed, ALL), [1], rtol=1e-5)
     np.testing.assert_allclose(repel.alike(v, ALL, 0.6), [0])
-    np.testing.assert_allclose(repel.near(v, ALL, 1.7), [0])
+    np.testing.assert_allclose(repel.near(v, ALL, 0.9), [0])
 
 
 WAYS = {
@@ -31,7 +31,7 @@ WAYS = {
     "correlation": (repel.squared_correlation, lambda a, b: np.corrcoef(a, b)[0, 1] ** 2),
     "distance": (
         functools.partial(repel.near, margin=3.0),
-        lambda a, b: max(0, 3 - np.linalg.norm(a - b)) ** 2,
+        lambda a, b: max(0, 3 - np.linalg.norm(a / np.linalg.norm(a) - b / np.linalg.norm(b))) ** 2,
     ),
     "alike": (
         functools.partial(repel.alike, margin=0.1),

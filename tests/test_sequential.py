@@ -208,6 +208,16 @@ def bert():
     return types.SimpleNamespace(retriever=retriever, params=params, states=compiled)
 
 
+@pytest.mark.parametrize(("name", "alike"), [("bert4rec", True), ("sasrec", False)])
+def test_what_the_window_shows_anywhere_is_no_candidate_of_a_masked_item(name, alike):
+    """To hear that all of it was had before changes nothing for a model that looks both ways, as for a request."""
+    retriever = make(name, loss__exclude_seen=True, eval__exclude_seen=True)
+    variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
+    loss = quick_jit(lambda batch: retriever.loss(variables, CATALOGUE, batch, jax.random.key(0))[0])
+    plain, told = loss(BATCH), loss({**BATCH, "before": BATCH["history"]})
+    assert np.isclose(plain, told, rtol=1e-6) == alike
+
+
 def test_a_masked_item_is_seen_by_none_and_others_by_all(bert):
     x, masked = normal(1, 5, 6, 8), np.zeros((5, 6), bool)
     masked[:, [2, 5]] = True

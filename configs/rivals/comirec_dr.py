@@ -4,7 +4,7 @@ python train.py --config configs/rivals/comirec_dr.py --config.data.path=DIR --w
 
 Not tested after its 9,000 steps yet. After 3,000 (--config.train.steps=3000 --config.train.eval_every=1500
 --config.train.checkpoint_every=1500; 30 minutes on one busy CPU core): test, seed 0 (commit 583b356): HR@10 .192,
-NDCG@10 .106.
+NDCG@10 .106. Its maps are a stack of matrices that `optim.kernels=muon` leaves to Adam.
 """
 
 from configs import ml1m_loo

@@ -10,7 +10,7 @@ from configs import ml1m_loo
 
 
 def get_config():
-    """One layer, as published."""
+    """One layer, as published (there without a residual around its state space)."""
     config = ml1m_loo.get_config()
     config.model.name = "mamba4rec"
     config.model.layers = 1

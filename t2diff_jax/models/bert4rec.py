@@ -1,8 +1,9 @@
 """BERT4Rec (Sun et al. 2019): a transformer that looks both ways learns items that were masked in the window.
 
 The window that it sees ends with the item to be predicted: place j of it is what followed place j of the history. At
-inference that last one is the mask. Everything else is as in `sequential`; the loss is the whole softmax, which such a
-model is as good with as SASRec (Klenitskiy & Vasilev 2023).
+inference that last one is the mask. Everything else is as in `sequential`, so scores are inner products with e(i),
+without the published layer and bias before them; the loss is the whole softmax, which such a model is as good with as
+SASRec (Klenitskiy & Vasilev 2023).
 """
 
 import dataclasses
@@ -72,7 +73,9 @@ class BERT4Rec(Sequential):
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
         """Cross-entropy of the masked items, of which each is one with probability `model.bert4rec.masked`."""
         params = {"params": variables["params"]}
-        items = step_items(self.net, params, catalogue, self.loss_config, batch)
+        # It looks both ways: all that the window shows lies behind every place, as it does at inference.
+        behind = jnp.concatenate([batch[name] for name in ("before", "history") if name in batch], axis=1)
+        items = step_items(self.net, params, catalogue, self.loss_config, {**batch, "before": behind})
         targets, weights = next_items(batch)
         masked = masked_places(key, weights > 0, self.model.bert4rec.masked)
         parts = items.lookup(batch["history"]), items.lookup(targets), masked, batch

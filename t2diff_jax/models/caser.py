@@ -1,6 +1,6 @@
 """Caser (Tang & Wang 2018): convolutions over the matrix of the last item vectors; here at every position.
 
-The published model adds a vector per user id, which users unseen in training do not have; it is left out.
+The published model adds a vector per user id; it is left out, as no model here but DAT knows users by their ids.
 """
 
 import flax.linen as nn

@@ -1,6 +1,9 @@
 """ContrastVAE (Wang et al. 2022): a variational auto-encoder over the window in two views that are to agree.
 
-A view is one draw of dropout and latent noise; the publication's learned noise of the second view is left out.
+A view is one draw of dropout and latent noise; the publication's learned noise of the second view is left out, and so
+are its second encoder for the variance and its annealing. Its divergence is a sum over the width, up to a weight of .3;
+here it is a mean, and `model.contrast_vae.kl_weight` so small that the latent is all but free: the loss is a bound only
+in form. The contrast is per place, not of whole windows; serving reads the mean.
 """
 
 import dataclasses
@@ -78,7 +81,7 @@ class ContrastVAE(Sequential):
     def loss(
         self, variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """Negative evidence bound of both views (their mean), and the contrast between them."""
+        """Cross-entropy and weighed divergence of both views (their mean), and the contrast between them."""
         config, params = self.model.contrast_vae, {"params": variables["params"]}
         items = step_items(self.net, params, catalogue, self.loss_config, batch)
         x, (_, weights) = items.lookup(batch["history"]), next_items(batch)

@@ -1,8 +1,8 @@
 """DAT (Yu et al. 2021): two towers, each with a vector per id that imitates the other tower's output for its positives.
 
 With `model.dat.behaviours` the user tower also reads the means that `two_tower` reads: the paper's "DAT+" is not
-defined in public, this is our reading of it. The losses are means over batch and width: as sums, in which form they are
-widely used, their weight would depend on the batch size.
+defined in public, this is our reading of it. The mimic losses are squared distances, means over the batch: as sums over
+it, in which form they are widely used, their weight would depend on its size.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class DATNet(TwoTowerNet):
         """[user features ; a_u] and, with `model.dat.behaviours`, the means of behaviours; [B, P, F]."""
         known = self.user_augmentation(batch)[:, None]
         places = batch["history"][:, first:].shape
-        parts = [jnp.broadcast_to(known, (*places, known.shape[-1])), *self.profile(first, batch)]
+        parts = [jnp.broadcast_to(_read(known), (*places, known.shape[-1])), *self.profile(first, batch)]
         if self.model.dat.behaviours:
             parts += self.behaviours(first, x, batch)
         return jnp.concatenate(parts, axis=-1)
@@ -48,12 +48,17 @@ class DATNet(TwoTowerNet):
 
     def scored(self, e: jax.Array, ids: jax.Array | None) -> jax.Array:
         """The item tower on [e(i) ; a_v], [..., D]."""
-        inputs = jnp.concatenate([self.item_norm(e), self.item_augmentation(ids)], axis=-1)
+        inputs = jnp.concatenate([self.item_norm(e), _read(self.item_augmentation(ids))], axis=-1)
         return self.directed(self.item_tower(inputs, deterministic=True))
 
     def __call__(self, catalogue: Catalogue, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Touches every parameter, for `init`."""
         return super().__call__(catalogue, {**batch, "user_row": batch["user"]})
+
+
+def _read(augmented: jax.Array) -> jax.Array:
+    """As a tower's input: what it imitates has length 1, a normed vector beside it that of the root of its width."""
+    return augmented * augmented.shape[-1] ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +105,7 @@ class DAT(Sequential):
         # Users are scaled for the softmax, and a sketch may follow; items have length 1.
         made = users[..., : self.model.dim] * self.model.two_tower.temperature
         made, towers = jax.lax.stop_gradient((made, towers))
-        by_place = jnp.square(own_user - towers).mean(axis=-1) + jnp.square(own_item - made).mean(axis=-1)
+        by_place = jnp.square(own_user - towers).sum(axis=-1) + jnp.square(own_item - made).sum(axis=-1)
         return weighted_mean(by_place, weights)
 
     def _with_row(self, batch: Batch, known: jax.Array) -> Batch:

@@ -20,7 +20,10 @@ class Mamba4RecNet(SequentialNet):
 
 
 class MambaEncoder(nn.Module):
-    """Blocks of x = norm(x + mix(x)), x = norm(x + feed_forward(x)); padding adds nothing to a state."""
+    """Blocks of x = norm(x + mix(x)), x = norm(x + feed_forward(x)); padding adds nothing to a state.
+
+    The published code adds x to mix(x) only where there are several blocks.
+    """
 
     sizes: MambaConfig
     layers: int

@@ -2,7 +2,8 @@
 
 Between N(m, diag(s)) and N(n, diag(t)) that is |m - n|^2 + |sqrt s - sqrt t|^2: the squared distance of two points
 y = [m ; sqrt s]. As a score, -|x - y|^2 ranks as the inner product of [2 x ; 1] and [y ; -|y|^2], so the common scan
-serves. Learned by the softmax over these scores, as every model here, where the publication draws one negative.
+serves. Learned by the softmax over these scores, as every model here, where the publication draws one negative and also
+asks that it be further from the positive than the user is.
 """
 
 import flax.linen as nn

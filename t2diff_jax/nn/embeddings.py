@@ -68,7 +68,8 @@ class BehaviourDropout(nn.Module):
     """In training one learned vector stands in place of e(i) of `rate` of the behaviours, drawn anew at every step.
 
     Dropout of dimensions leaves every behaviour known: histories are still learned by heart, which is of no use for
-    users whom training never met. Random stream: "dropout". With a rate of 0 there is no such vector.
+    users whom training never met. A history sketch still names what is hidden: what was had must leave the ranking.
+    Random stream: "dropout". With a rate of 0 there is no such vector.
     """
 
     rate: float
