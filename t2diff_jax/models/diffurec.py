@@ -1,7 +1,7 @@
 """DiffuRec (Li et al. 2023) as a model of its own: the generated next item is the user vector.
 
 A transformer reads behaviours into which the noised next items are mixed, and estimates what they are by cross-entropy
-against the catalogue. Here at every position of the window, with a causal mask, to each behaviour its own next item: the
+against the catalogue. Here at every position of the window, with a causal mask, to each behaviour its next item: the
 published model mixes the one that is sought into all. Before the last behaviour the next items are known, and stand
 noised in their places as in training. The user vector is the item in the units in which it is noised: in those of
 the table cross-entropy would have to make it tens of times its size. As the slot of T2Diff: `generators.DiffuRec`.
