@@ -54,13 +54,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Evaluates `workdir`, whose model and data must be those of `config`."""
     experiment = final.reopen(config, workdir)
     name, split = _NAME.value or final.evaluation_name(_SPLIT.value), _SPLIT.value
-    final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)
+    step = final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)["step"]
     if _AGAINST.value:
         say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, split)}")
     if _SHOW.value:
-        final.show_recommendations(experiment, workdir, _STEP.value, _SHOW.value, split)
+        final.show_recommendations(experiment, workdir, step, _SHOW.value, split)
     if _EXPORT.value:
-        final.export_vectors(experiment, workdir, _STEP.value, pathlib.Path(_EXPORT.value), split)
+        final.export_vectors(experiment, workdir, step, pathlib.Path(_EXPORT.value), split)
         say(f"\nvectors of items and users in {_EXPORT.value}")
     say(f"\nwritten to {workdir / name}.json")
 

@@ -18,7 +18,7 @@ from t2diff_jax.config_values import from_mapping
 from t2diff_jax.dry_run import dry_run
 from t2diff_jax.explain import explained
 from t2diff_jax.provenance import provenance
-from t2diff_jax.writer import say, write_json
+from t2diff_jax.writer import say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override with --config.key=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and config; start again to resume.")
@@ -57,10 +57,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     experiment = experiment_lib.build(config)
     say(experiment.summary())
-    origin = provenance(sys.argv)  # before training: the files may change while it runs
-    loop.train(experiment, workdir)
-    if jax.process_index() == 0:
-        write_json(workdir / "run.json", origin)
+    loop.train(experiment, workdir, provenance(sys.argv))
     final.evaluate_checkpoint(experiment, workdir, None)
     say(f"\ncheckpoints  {workdir / 'checkpoints'}\nmetrics      {workdir / 'metrics.jsonl'}, {workdir / 'eval.json'}")
     say(f"config       {workdir / 'config.json'}, {workdir / 'run.json'}")

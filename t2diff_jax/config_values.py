@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -14,6 +15,7 @@ from t2diff_jax.config import Config
 from t2diff_jax.config_rules import rules
 
 ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval", "cold")  # sections that may change from start to start
+_MEASURE = ("eval.exclude_seen", "eval.merge")  # but for these: checkpoints measured otherwise cannot be compared
 
 
 class ConfigError(ValueError):
@@ -76,9 +78,12 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def resume_conflicts(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The differences that forbid going on in an old run: all but `train.steps`, evaluation, devices, file places."""
+    """The differences that forbid going on in an old run: all but `train.steps`, evaluation, devices, file places.
+
+    Of evaluation what says which checkpoint is the best may not change either.
+    """
     free = ("train.steps", "train.compilation_cache", "data.path", *(f"{name}." for name in ASIDE))
-    return {k: v for k, v in differences(old, new).items() if not k.startswith(free)}
+    return {k: v for k, v in differences(old, new).items() if k in _MEASURE or not k.startswith(free)}
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -144,6 +149,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return tuple(_value(typing.get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}: expected a finite number, got {value!r}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         name = hint.__name__ if not isinstance(hint, types.UnionType) else str(hint)
         raise ConfigError(f"{path}: expected {name}, got {value!r}")

@@ -18,7 +18,7 @@ from t2diff_jax.evaluate import Evaluator
 from t2diff_jax.models import build_retriever
 from t2diff_jax.models.popularity import Popularity
 from t2diff_jax.optim import make_optimizer
-from t2diff_jax.sharding import batch_sharding, check_batch, make_mesh, process_rows, put_batch, put_catalogue
+from t2diff_jax.sharding import batch_sharding, make_mesh, process_rows, put_batch, put_catalogue
 from t2diff_jax.train_state import TrainState, abstract_state, make_state
 from t2diff_jax.train_step import Step, compile_step
 from t2diff_jax.types import Batch, Catalogue, Encoder, Retriever
@@ -126,7 +126,6 @@ class Experiment:
 def build(config: Config) -> Experiment:
     """Reads the log and builds everything. Raises `DataError` or `ConfigError` before anything is written."""
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.train.batch_size, "config.train.batch_size")
     log = load_log(config.data)
     config = settled(config, log.n_items, jax.default_backend())
     split = make_split(log, config.data, config.seed)

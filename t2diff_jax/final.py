@@ -38,6 +38,7 @@ def evaluate_checkpoint(
     state, step = restore(experiment, workdir, step)
     counts = to_host(experiment.mesh, experiment.catalogue.counts)
     evaluator, variables = experiment.evaluator(), state.evaluation_variables()
+    del state  # the optimiser's moments
     scores = evaluator.score_targets(variables, targets, config.eval.noise_keys)
     result = {"model": config.model.name, "step": step, "protocol": config.data.protocol, "split": split}
     result |= report(evaluator, variables, targets, scores, counts)

@@ -15,27 +15,34 @@ from t2diff_jax.data.batches import prefetch
 from t2diff_jax.evaluate import summarise
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.interrupt import Preempted, StopRequest
+from t2diff_jax.sharding import check_batch
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.workdir import open_workdir
-from t2diff_jax.writer import MetricsWriter, progress_line, say
+from t2diff_jax.writer import MetricsWriter, progress_line, say, write_json
 
 
 class DivergenceError(FloatingPointError):
     """The loss or the gradient of a step is not finite; the message names the step and the last good checkpoint."""
 
 
-def train(experiment: Experiment, workdir: pathlib.Path) -> None:
+def train(experiment: Experiment, workdir: pathlib.Path, origin: dict[str, Any] | None = None) -> None:
     """Trains to `train.steps` from the latest checkpoint in `workdir` (or the start), keeping the best by validation.
 
     A run that was stopped at any time and started again ends with the same bits as one that was not.
 
+    origin: what `provenance` says of this start; it is in `run.json` from the first moment on.
+
     Raises:
+      ConfigError: the batch does not divide by the devices, or the workdir is of other settings. Nothing is written.
       DivergenceError: checkpoints saved before stay as they are.
       KeyboardInterrupt: after Ctrl-C, between two steps.
       Preempted: after SIGTERM, between two steps, with a checkpoint.
     """
     config, digest = experiment.config, experiment.log.digest()
+    check_batch(experiment.mesh, config.train.batch_size, "config.train.batch_size")
     open_workdir(workdir, config, digest)
+    if origin and jax.process_index() == 0:
+        write_json(workdir / "run.json", origin)
     with (
         StopRequest() as request,
         Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer,
@@ -81,12 +88,14 @@ def _run(
                     say(f"step {step}: validation {select} {metrics[select]:.4f}")
                 checkpointer.save(step, state, metrics)
             meter.restart()
-        preempted = request.preempted(step)
         if last:
-            return
-        if preempted:
+            checkpointer.wait()
+            request.check()  # what was asked during the last validation or save
+        if request.preempted(step):
             _log(pending, experiment, checkpointer, writer, meter)
             raise _preempted(step, state, checkpointer)
+        if last:
+            return
         batch = next(batches)
         state, metrics = step_fn(state, experiment.catalogue, batch)
         # The previous step's metrics: fetching those of the step just issued would stall the device.
@@ -111,7 +120,9 @@ def _examine(
 
 def _preempted(step: int, state: TrainState, checkpointer: Checkpointer) -> Preempted:
     """After a checkpoint of this step, unless there is one or nothing was done yet."""
-    if step and step != checkpointer.latest_step():
+    if not step:
+        return Preempted("stopped by SIGTERM before the first step; the same command starts the run")
+    if step != checkpointer.latest_step():
         _examine(step, state, None, checkpointer)
         checkpointer.save(step, state, {})
     checkpointer.wait()

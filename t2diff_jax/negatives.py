@@ -21,11 +21,11 @@ class Frequencies(NamedTuple):
 
     Attributes:
       draw_gap: float32 [R], running mean of the draws from one draw of the item to its next: 1 / its probability.
-      draw_last: int32 [R], number of the draw up to which it was last counted (modulo 2^32).
+      draw_step: int32 [R], the step after which it was last counted; 0: never.
     """
 
     draw_gap: jax.Array
-    draw_last: jax.Array
+    draw_step: jax.Array
 
 
 def initial_frequencies(n_rows: int, n_items: int) -> Frequencies:
@@ -74,12 +74,12 @@ def counted(frequencies: Frequencies, drawn: Int[Array, " n"], step: Int[Array, 
     ids, counts = jnp.unique(drawn, size=size, fill_value=0, return_counts=True)
     # 0 is no item; an index past the end is dropped.
     ids = jnp.where((ids > 0) & (counts > 0), ids, len(frequencies.draw_gap))
-    now = (step + 1) * size
+    now = step + 1
     gap, last = (a.at[ids].get(mode="clip") for a in frequencies)
-    observed = (now - last) / jnp.maximum(counts, 1)
+    observed = (now - last).astype(jnp.float32) * size / jnp.maximum(counts, 1)  # the draws are too many for an int32
     gap = gap + (1 - (1 - decay) ** counts) * (observed - gap)
     return Frequencies(
-        frequencies.draw_gap.at[ids].set(gap, mode="drop"), frequencies.draw_last.at[ids].set(now, mode="drop")
+        frequencies.draw_gap.at[ids].set(gap, mode="drop"), frequencies.draw_step.at[ids].set(now, mode="drop")
     )
 
 

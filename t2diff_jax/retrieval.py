@@ -123,11 +123,11 @@ def score_targets(
         _, products = block_products(users, block, table)
         scores = merge_vectors(products - shift[..., None], users.mask, merge)
         ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0)).sum(axis=1)
-        twice += (2 * ahead).astype(jnp.int32)
+        twice += (2 * ahead).astype(jnp.uint32)
         most_here = products.max(axis=-1)
         return (twice, jnp.maximum(most, most_here), _add(totals, products, most_here)), None
 
-    start = jnp.zeros(targets.shape, jnp.int32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
+    start = jnp.zeros(targets.shape, jnp.uint32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
     (twice, _, totals), _ = jax.lax.scan(count, start, _numbered(table))
     # No score is greater than the product of the lengths, so none has to be looked at for NaN and infinity.
     greatest = jnp.linalg.norm(users.vectors, axis=-1) * table.length

@@ -100,6 +100,7 @@ def top_k_from_disk(
     size = len(users.vectors), k
     best = jnp.full(size, -jnp.inf), jnp.zeros(size, jnp.int32)
     for number, part in enumerate(prefetch(read, range(-(-len(table) // rows)), depth=1)):
+        jax.block_until_ready(best)  # else lots would be read ahead of the scoring, and all be in memory
         best = _with_part(best, users, part, jnp.int32(number), jnp.int32(len(table) - 1), block, k, merge)
     return tuple(map(np.asarray, best))
 

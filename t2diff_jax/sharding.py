@@ -17,7 +17,7 @@ from t2diff_jax.config_values import ConfigError
 from t2diff_jax.types import Catalogue
 
 # What has one row per item, by name: parameters, and how often items are drawn.
-_ROW_PER_ITEM = ("item_table", "signature_table", "augmented_item_table", "draw_gap", "draw_last")
+_ROW_PER_ITEM = ("item_table", "signature_table", "augmented_item_table", "draw_gap", "draw_step")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

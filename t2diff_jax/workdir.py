@@ -31,8 +31,8 @@ _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is the
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    The sections `config_values.ASIDE`, `train.steps`, `train.compilation_cache` and `data.path` may change from start
-    to start; the file follows.
+    The sections `config_values.ASIDE` but for what defines the validation metric, `train.steps`,
+    `train.compilation_cache` and `data.path` may change from start to start; the file follows.
 
     Raises:
       ConfigError: settings that make another run differ from the stored ones; lists them.

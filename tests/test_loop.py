@@ -1,6 +1,7 @@
 """The training loop: its order, what stops it, and which checkpoint is tested in the end."""
 
 import json
+import signal
 import types
 
 import jax
@@ -12,6 +13,8 @@ from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax import evaluate, final, loop
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
+from t2diff_jax.config_values import ConfigError
+from t2diff_jax.interrupt import Preempted
 from t2diff_jax.workdir import open_workdir
 from t2diff_jax.writer import MetricsWriter
 
@@ -109,6 +112,42 @@ def test_order(make, compiled, tmp_path, monkeypatch):
         "write validation 4",
         "save 4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGINT, (KeyboardInterrupt, None)), (signal.SIGTERM, (Preempted, "step 2 is saved"))]
+)
+@pytest.mark.parametrize("during", [(evaluate.Evaluator, "score_targets"), (Checkpointer, "save")])
+def test_what_is_asked_during_the_last_validation_or_save_is_obeyed(make, tmp_path, monkeypatch, during, number, ends):
+    original = getattr(*during)
+
+    def asking(*args, **kwargs):
+        signal.raise_signal(number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(*during, asking)
+    parts = make(train__steps=2, train__eval_every=2, train__checkpoint_every=2)
+    with pytest.raises(ends[0], match=ends[1]):
+        loop.train(parts, tmp_path, {"command": "train.py"})
+    with opened(tmp_path, parts) as checkpointer:
+        assert checkpointer.steps() == [2]
+    assert json.loads((tmp_path / "run.json").read_text()) == {"command": "train.py"}
+
+
+def test_sigterm_before_the_first_step_says_that_nothing_was_done(make, tmp_path, monkeypatch):
+    resume = loop.resume
+    monkeypatch.setattr(loop, "resume", lambda *args: (signal.raise_signal(signal.SIGTERM), resume(*args))[1])
+    with pytest.raises(Preempted, match="before the first step; the same command starts the run"):
+        loop.train(make(train__steps=2), tmp_path)
+
+
+def test_a_batch_that_does_not_divide_by_the_devices_is_refused_where_it_trains(tmp_path):
+    """An evaluation on as many devices is free to go on."""
+    parts = tiny.build(model__name="sasrec", train__batch_size=12)
+    with pytest.raises(ConfigError, match=r"config.train.batch_size: 12 does not divide by the 8 devices"):
+        loop.train(parts, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert parts.abstract_state.params
 
 
 def test_means_are_over_the_steps_since_the_last_line_or_checkpoint(make, tmp_path):

@@ -52,17 +52,18 @@ def test_counts_by_hand():
     first = counted(before, jnp.array([1, 2, 1]), jnp.int32(0), 0.5)
     # Item 1: a gap of 3 / 2, seen twice (weight 3/4); item 2: a gap of 3, seen once (1/2).
     np.testing.assert_allclose(first.draw_gap, [4, 4 - 2.5 * 3 / 4, 3.5, 4, 4])
-    assert first.draw_last.tolist() == [0, 3, 3, 0, 0]
+    assert first.draw_step.tolist() == [0, 1, 1, 0, 0]
     second = counted(first, jnp.array([0, 1, 0]), jnp.int32(2), 0.5)
     np.testing.assert_allclose(second.draw_gap, [4, (4 - 2.5 * 3 / 4 + 6) / 2, 3.5, 4, 4])
-    assert second.draw_last.tolist() == [0, 9, 3, 0, 0]
+    assert second.draw_step.tolist() == [0, 3, 1, 0, 0]
 
 
-def test_counts_go_on_where_their_number_overflows():
-    at = Frequencies(jnp.full(3, 5.0), jnp.full(3, 2**31 - 4, jnp.int32))
-    step = jnp.int32((2**31 - 4) // 4)  # its four draws end at 2^31 - 4 + 4, which wraps around
-    found = counted(at, jnp.array([1, 1, 2, 2]), step, 1.0)
-    np.testing.assert_allclose(found.draw_gap, [5, 2, 2])
+@pytest.mark.parametrize("step", [2**29, 2**31 - 2])
+def test_counts_go_on_where_the_draws_are_more_than_an_integer_holds(step):
+    """Four a step. Item 1 was counted in the step before, item 2 never."""
+    at = Frequencies(jnp.full(3, 5.0), jnp.array([0, step, 0], jnp.int32))
+    found = counted(at, jnp.array([1, 1, 2, 2]), jnp.int32(step), 1.0)
+    np.testing.assert_allclose(found.draw_gap, [5, 2, 2 * (step + 1.0)])
 
 
 def test_the_estimate_finds_the_probabilities():
@@ -106,7 +107,7 @@ def test_a_step_draws_what_it_is_told(negatives, from_batch):
     assert set(batch["negatives"][negatives:].tolist()) <= {3, 5, 6}
     np.testing.assert_array_equal(batch["log_counts"], log_expected_counts(batch["negatives"], found, how, 12))
     if from_batch:
-        assert np.all(found.draw_last[batch["negatives"][negatives:]] == 4 * from_batch)
+        assert np.all(found.draw_step[batch["negatives"][negatives:]] == 4)
     else:
         assert found is None
 

@@ -133,6 +133,7 @@ def changed(**changes):
         ({"optim__ema": 0.5}, r"optim.ema: 0.9 there, 0.5 now"),
         ({"data__synthetic__n_users": 90}, r"data.synthetic.n_users: 80 there, 90 now"),
         ({"train__batch_size": 32}, r"train.batch_size: 16 there, 32 now"),
+        ({"eval__exclude_seen": True}, r"eval.exclude_seen: False there, True now"),
     ],
 )
 def test_another_setting_is_refused_by_its_name(often_stopped, change, told):
