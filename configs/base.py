@@ -163,8 +163,8 @@ def get_config() -> ConfigDict:
             stop_gradient=True,
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
-            # t2diff: known drifts are held at their noised true values during the reverse process (of more than one call:
-            # the first starts from noise alone)
+            # t2diff: known drifts are held at their noised true values during the reverse process (of more than one
+            # call: the first starts from noise alone)
             clamp_known=True,
             # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (loss.merge; but where
             # slot_training=denoised, and t2diff, which learn one)
