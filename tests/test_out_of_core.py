@@ -122,7 +122,7 @@ def test_beam_gives_the_same_bytes(tmp_path):
     data = data_config("table", make_log(tmp_path / "raw", names=True), min_user_count=6, min_item_count=3, **keys)
     in_memory(data, tmp_path / "memory")
     write(tmp_path / "shared" / "rows" / "users-000.npz", "of somebody else")
-    for name, shared in (("out", None), ("aside", str(tmp_path / "shared"))):
+    for name, shared in (("out[1]", None), ("aside", str(tmp_path / "shared"))):
         prepare(config_of(data), tmp_path / name, print, beam_options=[], shared=shared)
         assert same(tmp_path / name, tmp_path / "memory")
     assert [path.name for path in (tmp_path / "shared").rglob("*")] == ["rows", "users-000.npz"]

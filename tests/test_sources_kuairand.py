@@ -22,6 +22,10 @@ def test_clicks_of_the_tab_from_all_parts(tmp_path):
     assert log.user_feature_sizes == (3, 3, 2) and log.titles is None
 
 
+def test_a_path_is_no_pattern(tmp_path):
+    assert load_log(data_config("kuairand", make_kuairand(tmp_path / "k[1]"))).n_users == 2
+
+
 def test_filters_can_be_switched_off(tmp_path):
     folder = make_kuairand(tmp_path / "data", "pure").parent
     log = load_log(data_config("kuairand", folder, kuairand__clicks_only=False, kuairand__tab=-1))

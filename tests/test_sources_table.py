@@ -31,6 +31,25 @@ def test_every_format_gives_the_same_log(tmp_path):
     assert len(digests) == 1
 
 
+def save(path, **columns):
+    """Writes a Parquet log of two rows, in which some columns are others than 1, 2."""
+    pl.DataFrame({name: [1, 2] for name in HEADER.split(",")} | columns).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_path_is_no_pattern(tmp_path, kind):
+    (tmp_path / "y[24]").mkdir()
+    paths = [tmp_path / "y[24]" / f"{name}.{kind}" for name in ("log1", "log[1]")]
+    for number, path in enumerate(paths):
+        if kind == "csv":
+            write(path, HEADER, f"{number},1,1")
+        else:
+            save(path, user_id=[number, number])
+    assert [load_log(data_config("table", path)).user_ids.tolist() for path in paths] == [[0], [1]]
+    assert load_log(data_config("table", tmp_path / "y[24]")).user_ids.tolist() == [0, 1]
+
+
 def test_ids_that_look_like_numbers_but_are_not(tmp_path):
     log = load_log(data_config("table", write(tmp_path / "a.csv", HEADER, "1,007,1", "1,7,2")))
     assert log.item_ids.tolist() == ["", "007", "7"]

@@ -84,6 +84,12 @@ def test_round_trip(tmp_path):
         write(log, tmp_path)
 
 
+def test_a_path_is_no_pattern(tmp_path):
+    log = make_log(LOG)
+    write(log, tmp_path / "d[1]")
+    assert load_log(data_config("tfds", tmp_path / "d[1]")).digest() == log.digest()
+
+
 def test_round_trip_of_string_ids_without_features(tmp_path):
     columns = (np.array(["é", "a", "é"]), np.array(["x", "x", "y"]), np.array([3, 2, 1]))
     log = build_log("toy", *columns, min_user_count=1, min_item_count=1, item_features=None, user_features=None)

@@ -80,7 +80,8 @@ def _count(parts: Parts, rows: int, options: Sequence[str], scratch: epath.Path)
             | "merge" >> beam.CombinePerKey(_merge)
             | "save" >> beam.MapTuple(functools.partial(_save_counted, scratch))
         )
-    kinds = [[_load_counted(path) for path in sorted(scratch.glob(f"{kind}-*.npz"))] for kind in ("users", "items")]
+    files = sorted(scratch.iterdir())
+    kinds = [[_load_counted(path) for path in files if path.name.startswith(kind)] for kind in ("users", "items")]
     if not all(kinds):
         raise DataError(parts.if_empty)
     users, items = map(merge, kinds)

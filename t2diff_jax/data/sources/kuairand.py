@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,7 +54,7 @@ def kuairand_parts(config: DataConfig) -> Parts:
 
 
 def _log_files(folder: epath.Path, which: str) -> list[epath.Path]:
-    paths = sorted(folder.glob(f"log_{which}_*.csv"))
+    paths = sorted(epath.Path(glob.escape(str(folder))).glob(f"log_{which}_*.csv"))
     if not paths:
         raise DataError(f"{folder}: no file log_{which}_*.csv; unpack it there or correct data.kuairand.logs")
     return paths

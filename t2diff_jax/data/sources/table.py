@@ -90,7 +90,8 @@ def _read_parquet(
 ) -> Iterator[text.TextTable]:
     pl = text.import_polars()
     try:
-        schema = pl.read_parquet_schema(str(path))
+        with path.open("rb") as file:  # a path would be taken for a pattern
+            schema = pl.read_parquet_schema(file)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
@@ -102,7 +103,7 @@ def _read_parquet(
             "rename the column or correct the configured name"
         )
     lists = [name for name in columns if isinstance(schema[name], pl.List)]
-    frame = pl.scan_parquet(str(path)).select(columns)
+    frame = pl.scan_parquet(str(path), glob=False).select(columns)
     frame = frame.with_columns(pl.col(n).cast(pl.List(pl.String)).list.join(keys.category_separator) for n in lists)
     texts = [name for name in columns if not schema[name].is_integer() or schema[name] == pl.UInt64]
     frame = frame.with_columns(pl.col(name).cast(pl.String) for name in texts)

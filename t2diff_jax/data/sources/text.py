@@ -104,6 +104,7 @@ def read_blocks(
         quote_char='"' if quoted else None,
         row_index_name=_LINE,
         row_index_offset=2 if header else 1,
+        glob=False,
     )
     if not header:  # of "1::2" polars makes three fields, the middle one empty
         frame = frame.rename(dict(zip(frame.collect_schema().names()[1::step], columns, strict=True)))

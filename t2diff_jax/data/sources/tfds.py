@@ -1,5 +1,6 @@
 """Datasets prepared by tensorflow-datasets, read at random access and without TensorFlow."""
 
+import glob
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def _open(data_dir: epath.Path, name: str) -> Any:
         raise ImportError(
             "data.source tfds needs tensorflow-datasets and array_record; install them with pip"
         ) from error
-    infos = sorted((data_dir / name).glob("*/dataset_info.json"), key=_version)
+    infos = sorted(epath.Path(glob.escape(str(data_dir / name))).glob("*/dataset_info.json"), key=_version)
     if not infos:
         raise DataError(
             f"{data_dir / name}: no prepared dataset in it; prepare {name} there with file_format='array_record'"
