@@ -63,6 +63,18 @@ def test_fractions_of_seconds_are_cut_off_and_large_times_kept(tmp_path):
     assert log.times.tolist() == [9007199254740993]
 
 
+def test_a_fraction_beside_a_large_time_costs_it_no_digit(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER, "1,1,1.9", "1,2,9007199254740993", "1,3,1e3")
+    assert load_log(data_config("table", path)).times.tolist() == [1, 1000, 9007199254740993]
+
+
+@pytest.mark.parametrize("time", ["1e30", "-1e30", "99999999999999999999", "9223372036854775807", str(2**62), "-9e18"])
+def test_times_of_which_differences_would_overflow(tmp_path, time):
+    path = write(tmp_path / "a.csv", HEADER, "1,1,1", f"1,2,{time}")
+    with pytest.raises(DataError, match=rf"a.csv, line 3, field timestamp: '{time}' where a time below 2.62 is needed"):
+        load_log(data_config("table", path))
+
+
 def test_feature_files_beside_the_log(tmp_path):
     path = write(tmp_path / "a.csv", HEADER, "1,10,1", "1,20,2", "2,30,1")
     write(tmp_path / "items.csv", "item_id,name,genre", "10,Ten,b|a", "99,Other,c", "20,,")

@@ -11,7 +11,6 @@ from t2diff_jax.data.log import BLOCK, DataError, InteractionLog, ItemTable, Use
 from t2diff_jax.data.parts import Behaviours, Parts, load_parts
 from t2diff_jax.data.sources import features, text
 
-_SECONDS = "convert times to unix seconds"
 _KINDS = (".csv", ".tsv", ".parquet")
 
 
@@ -73,7 +72,7 @@ def _check_kind(path: epath.Path) -> None:
 
 def _behaviours(keys: TableConfig, path: epath.Path, rows: int | None) -> Iterator[Behaviours]:
     for table in _read(path, (keys.user, keys.item, keys.time), keys, rows):
-        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), _seconds(table, keys.time))
+        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), text.seconds(table, keys.time))
 
 
 def _read(path: epath.Path, columns: Sequence[str], keys: TableConfig, rows: int | None) -> Iterator[text.TextTable]:
@@ -111,13 +110,6 @@ def _read_parquet(
     for block in text.collect_blocks(frame, rows):
         yield text.TextTable(str(path), block, pl.int_range(before + 1, before + block.height + 1, eager=True), "row")
         before += block.height
-
-
-def _seconds(table: text.TextTable, field: str) -> np.ndarray:
-    pl = text.import_polars()
-    if table.frame[field].cast(pl.Int64, strict=False).null_count() == 0:
-        return text.integers(table, field, _SECONDS)
-    return np.floor(text.floats(table, field, _SECONDS)).astype(np.int64)
 
 
 def _items(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, items: np.ndarray) -> ItemTable | None:

@@ -168,6 +168,23 @@ def floats(table: TextTable, field: str, remedy: str = "correct or delete the li
     return values.to_numpy()
 
 
+def seconds(table: TextTable, field: str, remedy: str = "convert times to unix seconds") -> np.ndarray:
+    """A column of times as int64 [rows]: integers exactly, of other numbers the next whole second below.
+
+    Raises:
+      DataError: a value is missing, not a number, or so large that differences of times would not fit int64.
+    """
+    pl = import_polars()
+    column = table.frame[field]
+    values = (column if column.dtype.is_integer() else column.cast(pl.String)).cast(pl.Int64, strict=False)
+    if values.null_count():
+        below = pl.Series(np.floor(floats(table, field, remedy))).cast(pl.Int64, strict=False)
+        values = values.zip_with(values.is_not_null(), below)
+    fits = values.is_between(-(2**62), 2**62, closed="none").fill_null(False)
+    _check_cast(table, field, ~fits, "a time below 2^62", remedy)
+    return values.to_numpy()
+
+
 def strings(table: TextTable, field: str) -> np.ndarray:
     """A column as strings [rows], missing values as ""."""
     return to_str_array(table.frame[field].cast(import_polars().String).fill_null("").to_list())
