@@ -144,6 +144,15 @@ def test_id_listed_twice():
         build([1], [10], [1], item_features=table)
 
 
+def test_a_table_of_other_ids():
+    items = ItemTable(np.array([40, 50]), None, None, ())
+    with pytest.raises(
+        DataError, match=r"not one item id of the item table is in the log \(40.*10.*; use the same ids"
+    ):
+        build([1], [10], [1], item_features=items)
+    assert build([1], [50], [1], item_features=items).n_items == 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -33,13 +33,13 @@ def test_every_format_gives_the_same_log(tmp_path):
 
 def save(path, **columns):
     """Writes a Parquet log of two rows, in which some columns are others than 1, 2."""
+    path.parent.mkdir(exist_ok=True)
     pl.DataFrame({name: [1, 2] for name in HEADER.split(",")} | columns).write_parquet(path)
     return path
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_path_is_no_pattern(tmp_path, kind):
-    (tmp_path / "y[24]").mkdir()
     paths = [tmp_path / "y[24]" / f"{name}.{kind}" for name in ("log1", "log[1]")]
     for number, path in enumerate(paths):
         if kind == "csv":
@@ -54,6 +54,39 @@ def test_ids_that_look_like_numbers_but_are_not(tmp_path):
     log = load_log(data_config("table", write(tmp_path / "a.csv", HEADER, "1,007,1", "1,7,2")))
     assert log.item_ids.tolist() == ["", "007", "7"]
     assert log.user_ids.tolist() == [1]
+
+
+def test_floats_that_are_integers_are_integer_ids(tmp_path):
+    save(tmp_path / "raw" / "a.parquet", user_id=[1.0, -2.0], item_id=pl.Series([1.0, 2.0**24 - 1], dtype=pl.Float32))
+    save(tmp_path / "raw" / "b.parquet", user_id=[1, 3])
+    log = load_log(data_config("table", tmp_path / "raw"))
+    assert log.user_ids.tolist() == [-2, 1, 3] and log.item_ids.tolist() == [-1, 1, 2, 2**24 - 1]
+    save(tmp_path / "raw" / "b.parquet", user_id=["1", "x"])
+    log = load_log(data_config("table", tmp_path / "raw"))
+    assert log.user_ids.tolist() == ["-2", "1", "x"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1.0, 1.5], "row 2, field user_id: 1.5 where a whole number below 2.53 is needed; convert the column to int"),
+        ([float("nan"), 1.0], "row 1, field user_id: nan where"),
+        ([1.0, 2.0**53], "row 2, field user_id: 9007199254740992.0 where"),
+        ([1.0, None], "row 2, field user_id: no value where an id"),
+        (pl.Series([1, 2**24], dtype=pl.Float32), "row 2, field user_id: 16777216.0 where a whole number below 2.24"),
+    ],
+)
+def test_floats_that_are_no_ids(tmp_path, ids, message):
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", save(tmp_path / "a.parquet", user_id=ids)))
+
+
+def test_floats_in_a_feature_file(tmp_path):
+    save(tmp_path / "items.parquet", item_id=[2.0, 1.0], t=["Two", "One"])
+    for ids, titles in (("1,2", ["", "One", "Two"]), ("x,2", ["", "Two", ""])):
+        path = write(tmp_path / "a.csv", HEADER, *(f"1,{i},1" for i in ids.split(",")))
+        log = load_log(data_config("table", path, table__item_file="items.parquet", table__title="t"))
+        assert log.titles.tolist() == titles
 
 
 def test_fractions_of_seconds_are_cut_off_and_large_times_kept(tmp_path):

@@ -147,7 +147,7 @@ def build_log(
 
     Raises:
       DataError: columns of unequal length or wrong type, no rows, no user left after the filters, an id listed twice in
-        a feature table, or a table whose ids are of another type than those of the log.
+        a feature table, or a table whose ids are of another type than those of the log, or none of which is in it.
     """
     users, items, times = _id_column(users, "user"), _id_column(items, "item"), _time_column(times)
     if not len(users) == len(items) == len(times):
@@ -339,6 +339,11 @@ def _matches(name: str, field: str, table_ids: np.ndarray, ids: np.ndarray) -> t
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     target = np.minimum(np.searchsorted(ids, table_ids), len(ids) - 1)
     source = np.flatnonzero(ids[target] == table_ids)
+    if not len(source):
+        raise DataError(
+            f"log {name}: not one {field} id of the {field} table is in the log ({table_ids[0]} in the table, "
+            f"{ids[0]} in the log); use the same ids in both, or leave the table out"
+        )
     return source, target[source]
 
 

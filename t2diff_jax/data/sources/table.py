@@ -104,7 +104,8 @@ def _read_parquet(
     lists = [name for name in columns if isinstance(schema[name], pl.List)]
     frame = pl.scan_parquet(str(path), glob=False).select(columns)
     frame = frame.with_columns(pl.col(n).cast(pl.List(pl.String)).list.join(keys.category_separator) for n in lists)
-    texts = [name for name in columns if not schema[name].is_integer() or schema[name] == pl.UInt64]
+    numbers = [name for name in columns if schema[name].is_integer() or schema[name].is_float()]
+    texts = [name for name in columns if name not in numbers or schema[name] == pl.UInt64]
     frame = frame.with_columns(pl.col(name).cast(pl.String) for name in texts)
     before = 0
     for block in text.collect_blocks(frame, rows):
@@ -152,7 +153,7 @@ def _feature_columns(
     if log_ids.dtype.kind == "i":
         ids = text.integers(table, id_column, "the ids of the log are whole numbers: use the same ids in both files")
     else:
-        ids = text.string_ids(table, id_column)
+        ids = text.ids(table, id_column).astype(np.str_)
     return ids, {name: text.strings(table, name) for name in columns}
 
 

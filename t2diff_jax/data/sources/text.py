@@ -19,7 +19,7 @@ class TextTable:
     """Columns of one file, still as text.
 
     Attributes:
-      frame: polars DataFrame of strings, or of integers where the file has types.
+      frame: polars DataFrame of strings, or of numbers where the file has types.
       lines: polars Series, the line of the file that each row comes from.
       unit: what `lines` counts: "line", or "row" where the file has no lines.
     """
@@ -148,11 +148,17 @@ def integers(table: TextTable, field: str, remedy: str = "correct or delete the 
     """A column as int64 [rows].
 
     Raises:
-      DataError: a value is missing or not a whole number.
+      DataError: a value is missing, not a whole number, or a float so large that others are rounded to it.
     """
     pl = import_polars()
-    values = table.frame[field].cast(pl.Int64, strict=False)
-    _check_cast(table, field, values.is_null(), "a whole number", remedy)
+    column = table.frame[field]
+    values, expected = column.cast(pl.Int64, strict=False), "a whole number"
+    bad = values.is_null()
+    if column.dtype.is_float():
+        digits = np.finfo(column.head(0).to_numpy().dtype).nmant + 1
+        bad |= (values != column) | ~values.is_between(-(2**digits), 2**digits, closed="none")
+        expected = f"a whole number below 2^{digits}"
+    _check_cast(table, field, bad, expected, remedy)
     return values.to_numpy()
 
 
@@ -193,27 +199,21 @@ def strings(table: TextTable, field: str) -> np.ndarray:
 def ids(table: TextTable, field: str) -> np.ndarray:
     """A column of ids: int64 [rows] if every value is the plain decimal form of an integer, else strings.
 
+    Floats, as which some programs store integers, are integers.
+
     Raises:
-      DataError: a value is missing.
+      DataError: a value is missing, or a float that is no exact integer.
     """
     pl = import_polars()
     column = table.frame[field]
-    if column.dtype.is_integer():
-        return string_ids(table, field) if column.null_count() else integers(table, field)
+    if column.dtype.is_integer() or column.dtype.is_float():
+        _check_ids(table, field)
+        return integers(table, field, "convert the column to integers or strings")
     numbers = column.cast(pl.Int64, strict=False)
     # "007" and "7" are different ids: only the plain form may become a number
     if (numbers.cast(pl.String) == column).fill_null(False).all():
         return numbers.to_numpy()
-    return string_ids(table, field)
-
-
-def string_ids(table: TextTable, field: str) -> np.ndarray:
-    """A column of ids as strings [rows].
-
-    Raises:
-      DataError: a value is missing.
-    """
-    _check_cast(table, field, table.frame[field].is_null(), "an id", "fill it in or delete the line")
+    _check_ids(table, field)
     return strings(table, field)
 
 
@@ -245,6 +245,10 @@ def _check_gaps(path: epath.Path, separator: str, gaps: Any, lines: Any) -> None
             raise DataError(
                 f"{path}, line {lines[row]}: {gap[row]!r} inside the separator {separator!r}; correct the line"
             )
+
+
+def _check_ids(table: TextTable, field: str) -> None:
+    _check_cast(table, field, table.frame[field].is_null(), "an id", "fill it in or delete the line")
 
 
 def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: str) -> None:
