@@ -140,6 +140,8 @@ def test_bad_csv(tmp_path, lines, message):
     [
         ("movies.dat", ["10::Heat::Action", "20|Up|Drama"], "movies.dat, line 2: expected the 3 fields.*must be '::'"),
         ("movies.dat", ["ten::Heat::Action"], "movies.dat, line 1, field movie id: 'ten' where a whole number"),
+        ("movies.dat", ["10::Heat::Action", "20::Up\0::Drama"], "movies.dat, line 2: NUL character; delete it"),
+        ("movies.dat", [f"{10**19}::Heat::Action"], "movies.dat, line 1, field movie id: '10{19}' where"),
         ("users.dat", ["1::F::young::1::1"], "users.dat, line 1, field Age: 'young' where a whole number"),
         ("users.dat", ["1::F::1::1::1", "1::F::1::1::1"], "user id 1 is listed twice in the user table"),
     ],

@@ -161,6 +161,12 @@ def test_lists_in_parquet(tmp_path):
             [HEADER, "1,1,1", "1,,2"],
             "a.csv, line 3, field item_id: no value where an id is needed; fill it in or delete",
         ),
+        ([HEADER, "1,1,1", '1,"",2'], "a.csv, line 3, field item_id: no value where an id is needed; fill it in"),
+        (
+            [HEADER, "a,x,1", "a\0,y,1"],
+            r"a.csv, line 3, field user_id: 'a.x00' where text without NUL is needed; delete",
+        ),
+        ([HEADER, "a,x,1", "a,x\0y,1"], "a.csv, line 3, field item_id: .* without NUL"),
         ([HEADER, "1,1,1", "1,1,inf"], "a.csv, line 3, field timestamp: 'inf' where a finite number"),
         ([HEADER, "1,1,1", "1,1"], "a.csv, line 3, field timestamp: no value"),
         ([HEADER + ",x", "1,1,1,1", "1,1,1,1,1"], "a.csv, line 3: 5 fields where 4 are expected"),
@@ -199,12 +205,14 @@ def test_bad_parquet(tmp_path):
             {"item_file": "items.csv", "title": "t"},
             "items.csv, line 3, field item_id: 'x9' where a whole number.*same ids",
         ),
+        ({"item_file": "nul.csv", "title": "t"}, "nul.csv, line 2, field t: 'a.x00b' where text without NUL"),
         ({"category": "genre"}, "a.csv, line 1: no column 'genre'"),
     ],
 )
 def test_bad_features(tmp_path, keys, message):
     path = write(tmp_path / "a.csv", HEADER, "1,10,1")
     write(tmp_path / "items.csv", "item_id,t", "10,a", "x9,b")
+    write(tmp_path / "nul.csv", "item_id,t", "10,a\0b")
     with pytest.raises(DataError, match=message):
         load_log(data_config("table", path, **{f"table__{k}": v for k, v in keys.items()}))
 

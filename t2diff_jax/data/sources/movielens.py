@@ -124,6 +124,9 @@ def _side_lines(path: epath.Path, separator: str, fields: tuple[str, ...]) -> li
         content = raw.decode()
     except UnicodeDecodeError:
         content = raw.decode("latin-1")  # 100K and 1M; the later releases are UTF-8
+    if "\0" in content:
+        number = content.count("\n", 0, content.index("\0")) + 1
+        raise DataError(f"{path}, line {number}: NUL character; delete it, or copy the file from the archive again")
     rows = [line.split(separator) for line in content.replace("\r\n", "\n").rstrip("\n").split("\n")]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(fields):
@@ -136,7 +139,7 @@ def _side_lines(path: epath.Path, separator: str, fields: tuple[str, ...]) -> li
 
 def _side_integers(path: epath.Path, field: str, values: list[str]) -> np.ndarray:
     for number, value in enumerate(values, start=1):
-        if not value.isdecimal():
+        if not value.isdecimal() or len(value) > 18:  # int64 holds all of 18 digits
             raise DataError(
                 f"{path}, line {number}, field {field}: {value!r} where a whole number is needed; correct the line"
             )

@@ -192,8 +192,14 @@ def seconds(table: TextTable, field: str, remedy: str = "convert times to unix s
 
 
 def strings(table: TextTable, field: str) -> np.ndarray:
-    """A column as strings [rows], missing values as ""."""
-    return to_str_array(table.frame[field].cast(import_polars().String).fill_null("").to_list())
+    """A column as strings [rows], missing values as "".
+
+    Raises:
+      DataError: a value holds a NUL character, with which strings of fixed width are filled up.
+    """
+    column = table.frame[field].cast(import_polars().String).fill_null("")
+    _check_cast(table, field, column.str.contains("\0", literal=True), "text without NUL", "delete the NUL characters")
+    return to_str_array(column.to_list())
 
 
 def ids(table: TextTable, field: str) -> np.ndarray:
@@ -202,7 +208,7 @@ def ids(table: TextTable, field: str) -> np.ndarray:
     Floats, as which some programs store integers, are integers.
 
     Raises:
-      DataError: a value is missing, or a float that is no exact integer.
+      DataError: a value is missing or holds a NUL character, or is a float that is no exact integer.
     """
     pl = import_polars()
     column = table.frame[field]
@@ -248,14 +254,16 @@ def _check_gaps(path: epath.Path, separator: str, gaps: Any, lines: Any) -> None
 
 
 def _check_ids(table: TextTable, field: str) -> None:
-    _check_cast(table, field, table.frame[field].is_null(), "an id", "fill it in or delete the line")
+    column = table.frame[field]
+    missing = column.is_null() if column.dtype.is_numeric() else column.fill_null("") == ""
+    _check_cast(table, field, missing, "an id", "fill it in or delete the line")
 
 
 def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: str) -> None:
     if bad.any():
         row = bad.arg_max()
         value = table.frame[field][row]
-        found = "no value" if value is None else f"{value!r}"
+        found = "no value" if value in (None, "") else f"{value!r}"
         raise DataError(
             f"{table.path}, {table.unit} {table.lines[row]}, field {field}: {found} where {expected} is needed; "
             f"{remedy}"
