@@ -129,6 +129,8 @@ def test_features_of_filtered_ids_are_dropped():
         (([], [], []), {}, "empty log.*check the file"),
         (([1, 2], [1, 1], [1, 1]), {"min_user_count": 3}, r"no user left.*lower data.min_user_count \(3\)"),
         (([1.5], [1], [1]), {}, "user ids: expected integers or strings, found float64; convert"),
+        (([2**63], [1], [1]), {}, f"user ids: {2**63} does not fit int64; give smaller numbers, or ids as strings"),
+        (([1], [1], [2**63]), {}, "times: 9223372036854775808 does not fit int64"),
         (([1], [1], [1.5]), {}, "times: expected whole seconds, found float64; convert"),
         ((["x"], [10], [1]), features(), "user ids are <U1 in the log and int64 in the user table; use one type"),
     ],

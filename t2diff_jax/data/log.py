@@ -266,17 +266,23 @@ def attach_content(log: InteractionLog, path: str) -> InteractionLog:
 def _id_column(values: np.ndarray, field: str) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype.kind in "iu":
-        return values.astype(np.int64, copy=False)
+        return _int64(values, f"{field} ids")
     if values.dtype.kind == "U" or values.size == 0:
         return values
     raise DataError(f"{field} ids: expected integers or strings, found {values.dtype}; convert the column")
+
+
+def _int64(values: np.ndarray, field: str) -> np.ndarray:
+    if values.dtype.kind == "u" and values.size and values.max() >= 2**63:
+        raise DataError(f"{field}: {values.max()} does not fit int64; give smaller numbers, or ids as strings")
+    return values.astype(np.int64, copy=False)
 
 
 def _time_column(times: np.ndarray) -> np.ndarray:
     times = np.asarray(times)
     if times.dtype.kind not in "iu" and times.size:
         raise DataError(f"times: expected whole seconds, found {times.dtype}; convert the column")
-    return times.astype(np.int64, copy=False)
+    return _int64(times, "times")
 
 
 def _dense(ids: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
