@@ -146,6 +146,21 @@ def test_lists_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
+        (['1,1,1,"a', 'b""', 'c"', "1,1,then,x"], "a.csv, line 6, field timestamp: 'then' where"),
+        (['1,1,1,"a', 'b"', '1,1,1,"c, d, e', 'f,g"', "1,1,1,1,1"], "a.csv, line 7: 5 fields where 4 are expected"),
+        (['1,1,1,"a', '\udce9"'], "a.csv, line 4: not UTF-8; convert"),
+    ],
+)
+def test_lines_are_those_of_the_file_also_after_quoted_line_ends(tmp_path, lines, message):
+    content = "\n".join([f'{HEADER},"no', 'te"', *lines, ""]).encode(errors="surrogateescape")
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
         ([HEADER], "empty log"),
         ([], "a.csv, line 1: empty file"),
         (["user_id;item_id;timestamp", "1;1;1"], "a.csv, line 1: no column 'user_id'.*the separator must be ','"),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,12 +23,14 @@ class TextTable:
       frame: polars DataFrame of strings, or of numbers where the file has types.
       lines: polars Series, the line of the file that each row comes from.
       unit: what `lines` counts: "line", or "row" where the file has no lines.
+      quoted: whether `lines` takes a row whose quoted fields hold line ends for one line.
     """
 
     path: str
     frame: Any
     lines: Any
     unit: str = "line"
+    quoted: bool = False
 
 
 def import_polars() -> Any:
@@ -114,7 +117,7 @@ def read_blocks(
         for block in collect_blocks(frame, rows):
             if step > 1:
                 _check_gaps(path, separator, block.drop(_LINE, *columns), block[_LINE])
-            yield TextTable(str(path), block.select(columns), block[_LINE])
+            yield TextTable(str(path), block.select(columns), block[_LINE], quoted=quoted)
     except pl.exceptions.PolarsError as error:
         raise DataError(_unreadable(path, separator, len(fields), quoted, error)) from error
 
@@ -264,22 +267,37 @@ def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: s
         row = bad.arg_max()
         value = table.frame[field][row]
         found = "no value" if value in (None, "") else f"{value!r}"
+        number = table.lines[row]
+        if table.quoted:
+            number, _ = next(itertools.islice(_records(epath.Path(table.path), True), number - 1, None))
         raise DataError(
-            f"{table.path}, {table.unit} {table.lines[row]}, field {field}: {found} where {expected} is needed; "
-            f"{remedy}"
+            f"{table.path}, {table.unit} {number}, field {field}: {found} where {expected} is needed; {remedy}"
         )
+
+
+def _records(path: epath.Path, quoted: bool) -> Iterator[tuple[int, bytes]]:
+    """The rows of a file, each with the line that it begins in: between quotes, a line end is part of a field."""
+    with path.open("rb") as file:
+        first, lines, inside = 1, [], False
+        for number, line in enumerate(file, start=1):
+            lines.append(line)
+            inside ^= quoted and line.count(b'"') % 2 == 1
+            if not inside:
+                yield first, b"".join(lines)
+                first, lines = number + 1, []
+        if lines:
+            yield first, b"".join(lines)
 
 
 def _unreadable(path: epath.Path, separator: str, n_fields: int, quoted: bool, error: Exception) -> str:
     """What to say of a file that polars refuses: the first line that explains it."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode().rstrip("\r\n")
-            except UnicodeDecodeError:
-                return f"{path}, line {number}: not UTF-8; convert the file to UTF-8"
-            fields = next(csv.reader([line], delimiter=separator), []) if quoted else line.split(separator)
-            if len(fields) > n_fields:
-                found = f"{len(fields)} fields where {n_fields} are expected"
-                return f"{path}, line {number}: {found}; correct or delete the line"
-    return f"{path}: cannot be read ({str(error).splitlines()[0]}); check quotes and separators"
+    for number, raw in _records(path, quoted):
+        try:
+            row = raw.decode()
+        except UnicodeDecodeError as fault:
+            number += raw.count(b"\n", 0, fault.start)
+            return f"{path}, line {number}: not UTF-8; convert the file to UTF-8"
+        found = "".join(row.split('"')[::2] if quoted else row).count(separator) + 1  # not between quotes
+        if found > n_fields:
+            return f"{path}, line {number}: {found} fields where {n_fields} are expected; correct or delete the line"
+    return f"{path}: cannot be read ({str(error).splitlines()[0]:.200}); check quotes and separators"
