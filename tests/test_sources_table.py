@@ -1,5 +1,8 @@
 """A user's own log in CSV, TSV and Parquet."""
 
+import datetime
+import decimal
+
 import numpy as np
 import polars as pl
 import pytest
@@ -206,8 +209,59 @@ def test_bad_parquet(tmp_path):
     with pytest.raises(DataError, match=r"a.parquet, row 2, field item_id: no value where an id"):
         load_log(data_config("table", path))
     frame.select("user_id", pl.col("item_id").fill_null(2), pl.from_epoch("timestamp")).write_parquet(path)
-    with pytest.raises(DataError, match=r"a.parquet, row 1, field timestamp: '1970.*convert times to unix seconds"):
+    with pytest.raises(
+        DataError, match=r"a.parquet, field timestamp: values of type Datetime.*convert times to unix seconds"
+    ):
         load_log(data_config("table", path))
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        (
+            "user_id",
+            [b"\xff", b"a"],
+            r"a.parquet: cannot be read after row 0 \(invalid utf8\); write.*as UTF-8 strings",
+        ),
+        ("user_id", [{"a": 1}, {"a": 2}], "field user_id: values of type Struct.* cannot be read; convert the column"),
+        ("item_id", [["a"], ["b"]], "field item_id: values of type List"),
+        ("item_id", [decimal.Decimal("1.00")] * 2, "field item_id: values of type Decimal"),
+        (
+            "timestamp",
+            [datetime.timedelta(1)] * 2,
+            "field timestamp: values of type Duration.*convert times to unix sec",
+        ),
+        ("timestamp", [[1], [2]], "field timestamp: values of type List"),
+        ("genre", [datetime.timedelta(1)] * 2, "field genre: values of type Duration"),
+        ("genre", [[["a"]], [["b"]]], "field genre: values of type List.List"),
+    ],
+)
+def test_types_of_parquet_that_cannot_be_read(tmp_path, field, values, message):
+    path = save(tmp_path / "a.parquet", **{"genre": ["a", "b"], field: values})
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", path, table__category="genre"))
+
+
+def test_other_types_of_parquet(tmp_path):
+    genres = pl.Series([["b", "a"], ["c", None]], dtype=pl.Array(pl.String, 2))
+    names, whole = pl.Series(["u", "v"], dtype=pl.Categorical), pl.Series([1, 2], dtype=pl.Decimal(38, 0))
+    path = save(tmp_path / "a.parquet", user_id=names, item_id=whole, genre=genres, day=[datetime.date(2020, 1, 1)] * 2)
+    log = load_log(data_config("table", path, table__category="genre", table__title="day"))
+    assert log.user_ids.tolist() == ["u", "v"] and log.item_ids.tolist() == [-1, 1, 2]
+    assert log.categories.tolist() == [[0, 0], [2, 1], [3, 0]] and log.titles.tolist() == ["", *["2020-01-01"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEADER.encode() + b"\r1,1,1\r", "a.csv, line 1: ends in a carriage return alone; convert the line ends"),
+        (b'"' + b"x" * (1 << 18), "a.csv, line 1: field larger than field limit.*; check quotes and separators"),
+    ],
+)
+def test_first_lines_that_cannot_be_split(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_log(data_config("table", tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -101,16 +102,38 @@ def _read_parquet(
             f"{path}: no column {missing[0]!r} among {', '.join(map(repr, schema))}; "
             "rename the column or correct the configured name"
         )
-    lists = [name for name in columns if isinstance(schema[name], pl.List)]
+    for name in columns:
+        _check_type(path, name, schema[name], keys)
+    lists = [name for name in columns if isinstance(schema[name], (pl.List, pl.Array))]
     frame = pl.scan_parquet(str(path), glob=False).select(columns)
     frame = frame.with_columns(pl.col(n).cast(pl.List(pl.String)).list.join(keys.category_separator) for n in lists)
     numbers = [name for name in columns if schema[name].is_integer() or schema[name].is_float()]
     texts = [name for name in columns if name not in numbers or schema[name] == pl.UInt64]
     frame = frame.with_columns(pl.col(name).cast(pl.String) for name in texts)
     before = 0
-    for block in text.collect_blocks(frame, rows):
-        yield text.TextTable(str(path), block, pl.int_range(before + 1, before + block.height + 1, eager=True), "row")
-        before += block.height
+    try:
+        for block in text.collect_blocks(frame, rows):
+            places = pl.int_range(before + 1, before + block.height + 1, eager=True)
+            yield text.TextTable(str(path), block, places, "row")
+            before += block.height
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{path}: cannot be read after row {before} ({str(error).splitlines()[0]:.200}); write it again, "
+            "text as UTF-8 strings"
+        ) from error
+
+
+def _check_type(path: epath.Path, name: str, dtype: Any, keys: TableConfig) -> None:
+    """Numbers and text can be read; dates where no time is wanted; lists of these as features; ids have no decimals."""
+    pl = text.import_polars()
+    is_id, is_time = name in (keys.user, keys.item), name == keys.time
+    is_list = isinstance(dtype, (pl.List, pl.Array)) and not is_id and not is_time
+    inner = dtype.inner if is_list else dtype
+    number = inner.is_numeric() and not (is_id and getattr(inner, "scale", 0))
+    date = inner.is_temporal() and inner != pl.Duration and not is_time
+    if not (number or date or inner in (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Boolean, pl.Null)):
+        remedy = text.SECONDS if is_time else "convert the column to integers or strings"
+        raise DataError(f"{path}, field {name}: values of type {dtype} cannot be read; {remedy}")
 
 
 def _items(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, items: np.ndarray) -> ItemTable | None:

@@ -12,6 +12,7 @@ from etils import epath
 
 from t2diff_jax.data.log import DataError
 
+SECONDS = "convert times to unix seconds"
 _LINE = "\0line"  # no column of a file is called that
 
 
@@ -137,14 +138,20 @@ def first_fields(path: epath.Path, separator: str, *, quoted: bool, blanks: bool
     """The fields of the first line: the column names of a file with a header.
 
     Raises:
-      DataError: the file or its first line is empty.
+      DataError: the file or its first line is empty or cannot be split, or lines end in "\\r" alone.
     """
     with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", errors="replace") as file:
         line = file.readline().rstrip("\n")
+        ends = file.newlines
+    if ends == "\r":
+        raise DataError(f"{path}, line 1: ends in a carriage return alone; convert the line ends to line feeds")
     if not line:
         raise DataError(f"{path}, line 1: empty file or first line; give one row per line")
     line = line.replace(" ", separator) if blanks else line
-    return next(csv.reader([line], delimiter=separator)) if quoted else line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator)) if quoted else line.split(separator)
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}; check quotes and separators") from error
 
 
 def integers(table: TextTable, field: str, remedy: str = "correct or delete the line") -> np.ndarray:
@@ -177,7 +184,7 @@ def floats(table: TextTable, field: str, remedy: str = "correct or delete the li
     return values.to_numpy()
 
 
-def seconds(table: TextTable, field: str, remedy: str = "convert times to unix seconds") -> np.ndarray:
+def seconds(table: TextTable, field: str) -> np.ndarray:
     """A column of times as int64 [rows]: integers exactly, of other numbers the next whole second below.
 
     Raises:
@@ -187,10 +194,10 @@ def seconds(table: TextTable, field: str, remedy: str = "convert times to unix s
     column = table.frame[field]
     values = (column if column.dtype.is_integer() else column.cast(pl.String)).cast(pl.Int64, strict=False)
     if values.null_count():
-        below = pl.Series(np.floor(floats(table, field, remedy))).cast(pl.Int64, strict=False)
+        below = pl.Series(np.floor(floats(table, field, SECONDS))).cast(pl.Int64, strict=False)
         values = values.zip_with(values.is_not_null(), below)
     fits = values.is_between(-(2**62), 2**62, closed="none").fill_null(False)
-    _check_cast(table, field, ~fits, "a time below 2^62", remedy)
+    _check_cast(table, field, ~fits, "a time below 2^62", SECONDS)
     return values.to_numpy()
 
 
