@@ -31,7 +31,7 @@ from t2diff_jax.data.out_of_core import (
 from t2diff_jax.data.parts import Behaviours, join_ids
 from t2diff_jax.data.preparation import prepare
 from t2diff_jax.data.prepared import write_log
-from t2diff_jax.data.sources import load_log, open_parts
+from t2diff_jax.data.sources import load_log, open_parts, text
 
 HEADER = "user_id,item_id,timestamp"
 SMALL = PrepareConfig(block_rows=3, bucket_rows=4)
@@ -84,6 +84,19 @@ def test_the_same_bytes_as_in_memory(tmp_path, names, users, items, features):
     assert [s.split(";")[0] for s in said][
         1
     ] == f"11 users, {len(np.unique(load_log(data_config('table', raw)).items))} items, 120 behaviours"
+
+
+def test_features_are_read_in_blocks_of_the_same_size(tmp_path, monkeypatch):
+    data = data_config("table", make_log(tmp_path / "raw"), table__category="genre", table__title="title")
+    heights = []
+
+    def spy(table, field, ids=text.ids):
+        heights.append(table.frame.height)
+        return ids(table, field)
+
+    monkeypatch.setattr(text, "ids", spy)
+    prepare(config_of(data), tmp_path / "out", print, beam_options=None, shared=None)
+    assert max(heights) == SMALL.block_rows
 
 
 def test_what_is_opened_is_mapped_and_not_read(tmp_path):

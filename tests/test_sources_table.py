@@ -9,8 +9,10 @@ import pytest
 from data_files import data_config, write
 
 from t2diff_jax.data.log import DataError
-from t2diff_jax.data.sources import load_log, table, text
+from t2diff_jax.data.parts import load_parts
+from t2diff_jax.data.sources import load_log, text
 from t2diff_jax.data.sources.features import encode_attributes, encode_categories
+from t2diff_jax.data.sources.table import table_parts
 
 HEADER = "user_id,item_id,timestamp"
 
@@ -131,10 +133,10 @@ def test_feature_files_beside_the_log(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_features_in_the_log_come_from_the_first_row(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(table, "BLOCK", block)
+def test_features_in_the_log_come_from_the_first_row(tmp_path, block):
     path = write(tmp_path / "a.csv", HEADER + ",genre,city", "1,10,1,a,Rome", "1,10,2,b,Oslo", "2,20,2,b,Oslo")
-    log = load_log(data_config("table", path, table__category="genre", table__user_columns=("city",)))
+    data = data_config("table", path, table__category="genre", table__user_columns=("city",))
+    log = load_parts(table_parts(data, block), data)
     np.testing.assert_array_equal(log.categories, [[0], [1], [2]])
     np.testing.assert_array_equal(log.user_features, [[2], [1]])
 
@@ -185,6 +187,10 @@ def test_lines_are_those_of_the_file_also_after_quoted_line_ends(tmp_path, lines
             r"a.csv, line 3, field user_id: 'a.x00' where text without NUL is needed; delete",
         ),
         ([HEADER, "a,x,1", "a,x\0y,1"], "a.csv, line 3, field item_id: .* without NUL"),
+        (
+            [HEADER, "1,a,1", f"1,{'b' * 257},2"],
+            "a.csv, line 3, field item_id: 'b{79} where an id of at most 256 characters is needed; shorten or number",
+        ),
         ([HEADER, "1,1,1", "1,1,inf"], "a.csv, line 3, field timestamp: 'inf' where a finite number"),
         ([HEADER, "1,1,1", "1,1"], "a.csv, line 3, field timestamp: no value"),
         ([HEADER + ",x", "1,1,1,1", "1,1,1,1,1"], "a.csv, line 3: 5 fields where 4 are expected"),

@@ -35,7 +35,7 @@ def prepare(
     """
     if config.data.source == "prepared":
         raise ConfigError("config.data.source: the log is prepared already; name the source of the raw files")
-    parts = open_parts(config.data)
+    parts = open_parts(config.data, config.prepare.block_rows)
     if parts is None and beam_options is not None:
         raise ConfigError(
             f"config.data.source: {config.data.source} is read in memory; leave --beam out, or use table or kuairand"

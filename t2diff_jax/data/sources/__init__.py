@@ -3,7 +3,7 @@
 import dataclasses
 
 from t2diff_jax.config import DataConfig
-from t2diff_jax.data.log import InteractionLog, attach_content
+from t2diff_jax.data.log import BLOCK, InteractionLog, attach_content
 from t2diff_jax.data.parts import Parts
 from t2diff_jax.data.prepared import load_prepared
 
@@ -23,8 +23,11 @@ def load_log(config: DataConfig) -> InteractionLog:
     return attach_content(log, config.content) if config.content else log
 
 
-def open_parts(config: DataConfig) -> Parts | None:
+def open_parts(config: DataConfig, rows: int = BLOCK) -> Parts | None:
     """The files of the configured source where they can be read in parts; None where the whole is read at once.
+
+    Args:
+      rows: that are read at a time where features are taken from the log itself.
 
     Raises:
       DataError: files missing or not those of one log.
@@ -37,7 +40,7 @@ def open_parts(config: DataConfig) -> Parts | None:
         case "table":
             from t2diff_jax.data.sources.table import table_parts
 
-            return table_parts(config)
+            return table_parts(config, rows)
         case _:
             return None
 

@@ -1,7 +1,8 @@
 """A user's own log: CSV, TSV or Parquet with one behaviour per row, and optional files of item and user features."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from t2diff_jax.data.log import BLOCK, DataError, InteractionLog, ItemTable, Use
 from t2diff_jax.data.parts import Behaviours, Parts, load_parts
 from t2diff_jax.data.sources import features, text
 
+_FirstRows = Callable[[np.ndarray, str, Sequence[str]], tuple[np.ndarray, dict[str, np.ndarray]]]
 _KINDS = (".csv", ".tsv", ".parquet")
 
 
@@ -28,8 +30,11 @@ def load_table(config: DataConfig) -> InteractionLog:
     return load_parts(table_parts(config), config)
 
 
-def table_parts(config: DataConfig) -> Parts:
+def table_parts(config: DataConfig, rows: int = BLOCK) -> Parts:
     """The files of the log that `config.path` and `config.table` describe; those of a folder by name.
+
+    Args:
+      rows: that are read at a time where features are taken from the log itself.
 
     Raises:
       DataError: there is none, files of several kinds lie side by side, or a feature file of which nothing is used.
@@ -46,12 +51,13 @@ def table_parts(config: DataConfig) -> Parts:
             raise DataError(f"{file}: no column of it is used; set {key}")
     files = _files(path, keys) if path.is_dir() else (path,)
     _check_kind(files[0])
+    first_rows = functools.partial(_first_rows, files, rows, keys)
     return Parts(
         path.stem,
         files,
         functools.partial(_behaviours, keys),
-        functools.partial(_items, path, files, keys),
-        functools.partial(_users, path, files, keys) if config.user_features else features.none,
+        functools.partial(_items, path, first_rows, keys),
+        functools.partial(_users, path, first_rows, keys) if config.user_features else features.none,
         f"{path}: empty log, no behaviour in it; check the file",
     )
 
@@ -136,11 +142,11 @@ def _check_type(path: epath.Path, name: str, dtype: Any, keys: TableConfig) -> N
         raise DataError(f"{path}, field {name}: values of type {dtype} cannot be read; {remedy}")
 
 
-def _items(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, items: np.ndarray) -> ItemTable | None:
+def _items(path: epath.Path, first_rows: _FirstRows, keys: TableConfig, items: np.ndarray) -> ItemTable | None:
     columns = [c for c in (keys.category, keys.title) if c]
     if not columns:
         return None
-    ids, values = _feature_columns(path, files, items, keys.item_file, keys.item, columns, keys)
+    ids, values = _feature_columns(path, first_rows, items, keys.item_file, keys.item, columns, keys)
     titles = values[keys.title] if keys.title else None
     categories, names = None, ()
     if keys.category:
@@ -150,16 +156,16 @@ def _items(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, ite
     return ItemTable(ids, titles, categories, names)
 
 
-def _users(path: epath.Path, files: Sequence[epath.Path], keys: TableConfig, users: np.ndarray) -> UserTable | None:
+def _users(path: epath.Path, first_rows: _FirstRows, keys: TableConfig, users: np.ndarray) -> UserTable | None:
     if not keys.user_columns:
         return None
-    ids, values = _feature_columns(path, files, users, keys.user_file, keys.user, keys.user_columns, keys)
+    ids, values = _feature_columns(path, first_rows, users, keys.user_file, keys.user, keys.user_columns, keys)
     return UserTable(ids, *features.encode_attributes(values))
 
 
 def _feature_columns(
     path: epath.Path,
-    files: Sequence[epath.Path],
+    first_rows: _FirstRows,
     log_ids: np.ndarray,
     file: str,
     id_column: str,
@@ -168,7 +174,7 @@ def _feature_columns(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The ids and, by column, the strings that describe them: of the feature file, or else of the log's first rows."""
     if not file:
-        return _first_rows(files, log_ids, id_column, columns, keys)
+        return first_rows(log_ids, id_column, columns)
     folder = path if path.is_dir() else path.parent
     path = text.existing(folder / file, "correct data.table.item_file or data.table.user_file, or set it to ''")
     (table,) = _read(path, (id_column, *columns), keys, None)
@@ -181,17 +187,23 @@ def _feature_columns(
 
 
 def _first_rows(
-    files: Sequence[epath.Path], log_ids: np.ndarray, id_column: str, columns: Sequence[str], keys: TableConfig
+    files: Sequence[epath.Path],
+    rows: int,
+    keys: TableConfig,
+    log_ids: np.ndarray,
+    id_column: str,
+    columns: Sequence[str],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Over all files again, block by block: the log may be larger than memory."""
     ids = np.unique(log_ids)
     missing = np.ones(len(ids), bool)
     values = {name: np.full(len(ids), "", object) for name in columns}
-    for table in (table for file in files for table in _read(file, (id_column, *columns), keys, BLOCK)):
+    for table in (table for file in files for table in _read(file, (id_column, *columns), keys, rows)):
         found, first = np.unique(text.ids(table, id_column).astype(ids.dtype), return_index=True)
         at = np.searchsorted(ids, found)
         new = missing[at]
+        table = dataclasses.replace(table, frame=table.frame[first[new]], lines=table.lines[first[new]])
         for name in columns:
-            values[name][at[new]] = text.strings(table, name)[first[new]]
+            values[name][at[new]] = text.strings(table, name)
         missing[at] = False
     return ids, {name: text.to_str_array(column.tolist()) for name, column in values.items()}

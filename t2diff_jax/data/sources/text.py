@@ -12,6 +12,7 @@ from etils import epath
 
 from t2diff_jax.data.log import DataError
 
+_LONGEST_ID = 256  # characters: an array of strings gives each id the room of the longest
 SECONDS = "convert times to unix seconds"
 _LINE = "\0line"  # no column of a file is called that
 
@@ -218,7 +219,7 @@ def ids(table: TextTable, field: str) -> np.ndarray:
     Floats, as which some programs store integers, are integers.
 
     Raises:
-      DataError: a value is missing or holds a NUL character, or is a float that is no exact integer.
+      DataError: a value is missing, too long or holds a NUL character, or is a float that is no exact integer.
     """
     pl = import_polars()
     column = table.frame[field]
@@ -265,15 +266,19 @@ def _check_gaps(path: epath.Path, separator: str, gaps: Any, lines: Any) -> None
 
 def _check_ids(table: TextTable, field: str) -> None:
     column = table.frame[field]
-    missing = column.is_null() if column.dtype.is_numeric() else column.fill_null("") == ""
+    is_text = not column.dtype.is_numeric()
+    missing = column.fill_null("") == "" if is_text else column.is_null()
     _check_cast(table, field, missing, "an id", "fill it in or delete the line")
+    if is_text:
+        expected = f"an id of at most {_LONGEST_ID} characters"
+        _check_cast(table, field, column.str.len_chars() > _LONGEST_ID, expected, "shorten or number the ids")
 
 
 def _check_cast(table: TextTable, field: str, bad: Any, expected: str, remedy: str) -> None:
     if bad.any():
         row = bad.arg_max()
         value = table.frame[field][row]
-        found = "no value" if value in (None, "") else f"{value!r}"
+        found = "no value" if value in (None, "") else f"{value!r:.80}"
         number = table.lines[row]
         if table.quoted:
             number, _ = next(itertools.islice(_records(epath.Path(table.path), True), number - 1, None))
