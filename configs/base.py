@@ -194,7 +194,7 @@ def get_config() -> ConfigDict:
             # True: no softmax holds the items that the window shows up to its position (but a target that repeats); for
             # logs in which nobody takes an item twice
             exclude_seen=False,
-            seen_before=0,  # with exclude_seen: so many behaviours before the window (the latest) are left out as well
+            seen_before=4096,  # with exclude_seen: so many behaviours before the window are left out too, the latest
             label_smoothing=0.0,
             # How several vectors of a user make one probability (eval.merge ranks by it): softmax_mean: mean of their
             # softmaxes | logsumexp: softmax of log sum_m exp of their scores, a vector weighs as much as its sum | max:
