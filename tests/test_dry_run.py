@@ -36,6 +36,20 @@ def test_batches_have_the_forms_that_are_told():
     assert batch_forms(parts.evaluator().windows, 16, 0, seen=64)["seen"] == ((16, 64), np.int32)
 
 
+@pytest.mark.parametrize(("wanted", "width"), [(0, None), (3, 3), (4096, None)])
+def test_a_training_batch_is_as_wide_as_the_log_needs(wanted, width):
+    """What came before the windows, at most `loss.seen_before`; told in advance, and without the log as declared."""
+    changes = dict(loss__exclude_seen=True, eval__exclude_seen=True, loss__seen_before=wanted, dry_run__seen=40)
+    parts = tiny.build((1, 1), model__name="sasrec", **changes)
+    width = width or min(wanted, parts.order.longest_before)
+    batch, forms = parts.batch_at(0), parts.training_forms()
+    assert {name: value.shape for name, value in batch.items()} == {name: form.shape for name, form in forms.items()}
+    assert batch["before"].shape == (16, width) if wanted else "before" not in batch
+    declared = dry.declared_experiment(parts.config, parts.mesh).training_forms()
+    assert declared["before"].shape == (16, min(wanted, 40)) if wanted else "before" not in declared
+    assert "before" not in tiny.build((1, 1), model__name="sasrec", loss__seen_before=wanted).training_forms()
+
+
 def test_the_declared_programs_are_those_of_the_run(monkeypatch):
     """Same shapes and shardings of state, catalogue and batch as the experiment on a log of the declared sizes."""
     parts = tiny.build((1, 1), model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
