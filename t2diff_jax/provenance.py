@@ -11,11 +11,14 @@ import jax
 
 
 def provenance(argv: Sequence[str]) -> dict[str, str | int | None]:
-    """What one needs to repeat a run; `commit` ends in "+" where tracked files differ from it, None without git."""
+    """What one needs to repeat a run.
+
+    `commit` ends in "+" where tracked files differ from it; None without git, or where git does not track the package.
+    """
     devices = jax.devices()
     return {
         "command": shlex.join(["python", pathlib.Path(argv[0]).name, *argv[1:]]),
-        "commit": _commit(pathlib.Path(__file__).parent),
+        "commit": _commit(pathlib.Path(__file__)),
         "device": devices[0].device_kind,
         "devices": len(devices),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -25,11 +28,13 @@ def provenance(argv: Sequence[str]) -> dict[str, str | int | None]:
     }
 
 
-def _commit(folder: pathlib.Path) -> str | None:
+def _commit(file: pathlib.Path) -> str | None:
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", file.parent, *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", file.name)  # an installed package may lie in a repository of something else
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -19,21 +19,25 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(["git", "-C", tmp_path, *who, *args], check=True, capture_output=True, text=True).stdout
 
-    assert module._commit(tmp_path) is None
+    file, installed = tmp_path / "file", tmp_path / "venv" / "file"
+    assert module._commit(file) is None
     git("init", "-q")
-    assert module._commit(tmp_path) is None
-    (tmp_path / "file").write_text("one")
+    assert module._commit(file) is None
+    file.write_text("one")
     git("add", "file")
     git("commit", "-q", "-m", "first")
     head = git("rev-parse", "--short", "HEAD").strip()
     (tmp_path / "untracked").write_text("")
-    assert module._commit(tmp_path) == head
-    (tmp_path / "file").write_text("two")
-    assert module._commit(tmp_path) == head + "+"
+    assert module._commit(file) == head
+    file.write_text("two")
+    assert module._commit(file) == head + "+"
+    installed.parent.mkdir()
+    installed.write_text("")
+    assert module._commit(installed) is None  # what git does not track is not of that commit
 
 
 def test_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=True)
-    assert module._commit(tmp_path) is None
+    assert module._commit(tmp_path / "file") is None
