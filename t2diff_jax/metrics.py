@@ -35,9 +35,14 @@ def mean_and_spread(rows: list[dict[str, float]]) -> dict[str, tuple[float, floa
 
 
 def recall_by(values: np.ndarray, ranks: np.ndarray, k: int, groups: int) -> list[float]:
-    """Recall@k by group of a value of each target, the smallest first; groups hold equal numbers of targets."""
-    parts = np.array_split(np.argsort(values, kind="stable"), groups)
-    return [float((ranks[part] <= k).mean()) if len(part) else float("nan") for part in parts]
+    """Recall@k by group of a value of each target, the smallest first; groups hold equal numbers of targets.
+
+    Targets of one value that two groups share count with their mean in both: which is in which would say nothing.
+    """
+    _, value = np.unique(values, return_inverse=True)
+    recall = np.bincount(value, ranks <= k) / np.bincount(value)
+    parts = np.array_split(recall[np.sort(value)], groups)
+    return [float(part.mean()) if len(part) else float("nan") for part in parts]
 
 
 def group_means(values: np.ndarray, groups: int) -> list[float]:

@@ -72,6 +72,14 @@ def test_recall_by_group_by_hand():
     assert recall_by(popularity, ranks, 20, 2) == [pytest.approx(1 / 3), 1.0]
 
 
+def test_recall_by_group_does_not_depend_on_the_order_of_targets():
+    """Of three targets of one value and one hit, two stand in the first half: two thirds of a hit of its three."""
+    popularity, hits = np.array([1, 5, 5, 5, 9, 9]), np.array([False, True, False, False, True, True])
+    for order in (np.arange(6), np.arange(6)[::-1], np.array([2, 4, 1, 0, 3, 5])):
+        groups = recall_by(popularity[order], np.where(hits, 1.0, 99.0)[order], 20, 2)
+        assert groups == pytest.approx([2 / 9, 7 / 9])
+
+
 def test_recall_by_group_averages_to_the_recall():
     generator = np.random.default_rng(2)
     ranks, popularity = generator.integers(1, 100, 400).astype(float), generator.integers(0, 30, 400)
