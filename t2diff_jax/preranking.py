@@ -236,6 +236,16 @@ def ranks_among(ids: np.ndarray, scores: np.ndarray, taken: np.ndarray, m: int) 
     return np.where(finite, ranks, np.nan)
 
 
+def metrics_among(
+    found: Candidates, scores: np.ndarray, taken: np.ndarray, m: int, ks: tuple[int, ...]
+) -> dict[str, float]:
+    """Metrics of the first m candidates by score, at the cut-offs up to m: no more items are passed on.
+
+    scores: [n, M]; taken: [n].
+    """
+    return ranking_metrics(ranks_among(found.ids, scores, taken, m), tuple(k for k in ks if k <= m))
+
+
 def kept_groups(gates: dict[str, float], number: int) -> tuple[str, ...]:
     """The groups with the greatest gates, in their old order."""
     best = set(sorted(gates, key=gates.__getitem__, reverse=True)[:number])
@@ -247,7 +257,7 @@ def measured(pre: PreRanking, cold: COLD, variables: Variables, found: Candidate
     config, taken, rows = pre.experiment.config, pre.targets_of(found), []
     scores = pre.scores(cold, variables, found)
     for m in sorted({min(m, found.ids.shape[1]) for m in config.cold.cutoffs}):
-        metrics = ranking_metrics(ranks_among(found.ids, scores, taken, m), config.eval.ks)
+        metrics = metrics_among(found, scores, taken, m, config.eval.ks)
         milliseconds = pre.milliseconds(cold, variables, found, m)
         rows.append({"candidates": m, **metrics, "ms": milliseconds, "pairs_per_s": 1000 * m / milliseconds})
     return rows
@@ -262,8 +272,7 @@ def run(experiment: Experiment, variables: Variables, split: str) -> dict[str, A
     to_stop, to_measure = pre.later_requests(split)
     log = pre.with_the_taken(pre.logged(pre.training_requests()))
     later, found = pre.with_the_taken(pre.logged(to_stop)), pre.logged(to_measure)
-    order = -np.arange(found.ids.shape[1], dtype=np.float32)[None].repeat(len(found.ids), axis=0)
-    alone = ranking_metrics(ranks_among(found.ids, order, pre.targets_of(found), found.ids.shape[1]), config.eval.ks)
+    alone = metrics_among(found, found.scores, pre.targets_of(found), found.ids.shape[1], config.eval.ks)
     groups, results = feature_groups(config.model, experiment.retriever.sizes), []
     for number in (len(groups), *config.cold.keep):
         if results:
@@ -282,7 +291,7 @@ def described(result: dict[str, Any]) -> str:
     lines = [f"{result['split']}", head, f"{'retriever':<24}{'':>5}{alone}"]
     for part in result["preranker"]:
         for row in part["rows"]:
-            values = "".join(f"{row[name]:>11.4f}" for name in shown)
+            values = "".join(f"{row[name]:>11.4f}" if name in row else f"{'':>11}" for name in shown)
             label = f"COLD, {len(part['groups'])} groups"
             lines.append(f"{label:<24}{row['candidates']:>5}{values}{row['ms']:>12.3f}{row['pairs_per_s']:>11,.0f}")
     gates = ", ".join(f"{name} {value:.2f}" for name, value in result["preranker"][0]["gates"].items())
