@@ -8,6 +8,7 @@ import pytest
 
 from configs import base
 from t2diff_jax.results import __main__ as page_of_results
+from t2diff_jax.results import figures as curves
 from t2diff_jax.results.runs import ResultsError, keep, portable_command, read_run, rows_of
 from t2diff_jax.results.tables import mean_over_seeds
 
@@ -188,6 +189,20 @@ def test_a_figure_has_at_most_ten_curves_and_no_oracle(tmp_path):
     text = (tmp_path / "figures" / "validation_movielens_ml_1m_user_holdout_not_excluded.svg").read_text()
     shown = re.findall(r">(row\d+|bound)</text>", text)
     assert shown == [*(f"row{i:02}" for i in range(9)), "row10"]
+
+
+def test_a_group_without_targets_is_a_gap_in_its_curve(tmp_path):
+    result = evaluation(0.2, slot=(1, 1, 0.4))
+    for name in ("recall@20_by_popularity_decile", "recall@20_by_history_decile", "history_length_of_decile"):
+        result[name][3] = None
+    result["slot"]["denoised_by_r"].append({"r": 9, "cosine": None, "rms_error": None})
+    make_run(tmp_path / "runs" / "a_seed0", [result])
+    make_run(tmp_path / "runs" / "b_seed0", [evaluation(0.2)])
+    page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md")])
+    for name in ("popularity", "history", "denoising"):
+        assert f"{name}_movielens" in (tmp_path / "x.md").read_text()
+    shown = {label: curves._by_popularity([read_run(tmp_path / "runs" / f"{label}_seed0")])[1] for label in ("a", "b")}
+    assert np.flatnonzero(np.isnan(shown["a"])).tolist() == [3] and np.isfinite(shown["b"]).all()
 
 
 def test_the_page_is_the_same_again(page, tmp_path):

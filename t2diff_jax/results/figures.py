@@ -29,8 +29,8 @@ def figures(rows: dict[str, list[Run]], folder: pathlib.Path, suffix: str) -> li
     drawn, by_seeds = [], sorted(rows.items(), key=lambda row: -len(row[1]))
     eligible = [(label, runs) for label, runs in by_seeds if runs[0].config["model"]["slot"] != "oracle"]
     for name, title, x, y, curve in plans:
-        found = [(label, values) for label, runs in eligible if len((values := curve(runs))[0]) > 1]
-        curves = dict(sorted(found[:_CURVES]))
+        made = [(label, curve(runs)) for label, runs in eligible]
+        curves = dict(sorted([(label, (xs, ys)) for label, (xs, ys) in made if np.isfinite(ys).sum() > 1][:_CURVES]))
         if curves:
             drawn.append((title, _draw(folder / f"{name}_{suffix}.svg", title, x, y, curves)))
     return drawn
@@ -42,30 +42,35 @@ def _validation_curve(runs: list[Run]) -> Curve:
         for line in run.lines:
             if line["split"] == "validation" and "ndcg@10" in line:
                 by_step[line["step"]].append(line["ndcg@10"])
-    return list(by_step), [float(np.mean(values)) for values in by_step.values()]
+    return list(by_step), [_mean(values) for values in by_step.values()]
 
 
 def _sampler_curve(runs: list[Run]) -> Curve:
     single = sorted((calls, found) for (calls, samples), found in by_sampler(runs).items() if samples == 1)
-    means = [float(np.mean([metric_mean(e, "ndcg@10") for e in found])) for _, found in single]
-    return [calls for calls, _ in single], means
+    return [calls for calls, _ in single], [_mean([metric_mean(e, "ndcg@10") for e in found]) for _, found in single]
 
 
 def _by_r(runs: list[Run]) -> Curve:
     slot = runs[0].evaluations["eval"].get("slot", {})
     rows = slot.get("denoised_by_r", [])
-    return [row["r"] for row in rows], [row["rms_error"] / slot["rms_error_of_last"] for row in rows]
+    of_last = np.array(slot.get("rms_error_of_last"), np.float64)
+    return [row["r"] for row in rows], [_mean([row["rms_error"]]) / of_last for row in rows]
 
 
 def _by_popularity(runs: list[Run]) -> Curve:
-    values = np.mean([run.evaluations["eval"]["recall@20_by_popularity_decile"] for run in runs], axis=0)
-    return list(range(1, len(values) + 1)), values.tolist()
+    values = _mean([run.evaluations["eval"]["recall@20_by_popularity_decile"] for run in runs])
+    return list(range(1, len(values) + 1)), values
 
 
 def _by_history(runs: list[Run]) -> Curve:
     first = runs[0].evaluations["eval"]
-    values = np.mean([run.evaluations["eval"]["recall@20_by_history_decile"] for run in runs], axis=0)
-    return first["history_length_of_decile"], values.tolist()
+    values = _mean([run.evaluations["eval"]["recall@20_by_history_decile"] for run in runs])
+    return _mean([first["history_length_of_decile"]]), values
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Over the runs, numbers or lists of them; NaN, a gap of the curve, where one has none (null, an empty group)."""
+    return np.mean(np.array(values, np.float64), axis=0).tolist()
 
 
 def _draw(path: pathlib.Path, title: str, x: str, y: str, curves: dict[str, Any]) -> pathlib.Path:
