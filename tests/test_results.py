@@ -37,7 +37,9 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
     return result
 
 
-def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, taken=None, steps=3000, device="cpu", **changes):
+def make_run(
+    folder, evaluations, *, seed=0, ranks=None, users=None, taken=None, steps=3000, device="cpu", log="", **changes
+):
     config = base.get_config().to_dict()
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
@@ -46,7 +48,7 @@ def make_run(folder, evaluations, *, seed=0, ranks=None, users=None, taken=None,
     folder.mkdir(parents=True)
     for name, value in {"eval": evaluations[0], **{f"eval_{i}": e for i, e in enumerate(evaluations[1:])}}.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
-    (folder / "config.json").write_text(json.dumps({"log_digest": "", "config": config}))
+    (folder / "config.json").write_text(json.dumps({"log_digest": log, "config": config}))
     command = f"python train.py --config configs/ml1m.py --config.data.path=/home/somebody/ml-1m --workdir {folder}"
     origin = {"command": f"{command} --config.seed={seed}", "commit": "abc1234", "device": device, "devices": 1}
     (folder / "run.json").write_text(json.dumps({**origin, "cores": 2, "jax": "0.10.2"}))
@@ -258,6 +260,24 @@ def test_copies_stand_beside_new_runs(tmp_path):
     keep(read_run(tmp_path / "a_seed0"), tmp_path / "kept")
     runs = [read_run(tmp_path / "new" / "a_seed1"), read_run(tmp_path / "kept" / "a_seed0")]
     assert [run.config["seed"] for run in rows_of(runs)["a"]] == [0, 1]
+
+
+def test_a_row_is_of_one_log(tmp_path):
+    """The same files under another path are the same log, other files under the same name are not; copies know it."""
+    for seed, (log, path) in enumerate(
+        [("a1", "/home/x/ml-1m"), ("a1", "ml-1m.csv"), ("b2", "/home/y/ml-1m"), ("", "b")]
+    ):
+        make_run(tmp_path / f"a_seed{seed}", [evaluation(0.2)], seed=seed, log=log)
+        stored = json.loads((tmp_path / f"a_seed{seed}" / "config.json").read_text())
+        stored["config"]["data"]["path"] = path
+        (tmp_path / f"a_seed{seed}" / "config.json").write_text(json.dumps(stored))
+        keep(read_run(tmp_path / f"a_seed{seed}"), tmp_path / "kept")
+    for folder in (tmp_path, tmp_path / "kept"):
+        first, elsewhere, other, unknown = (read_run(folder / f"a_seed{seed}") for seed in range(4))
+        assert rows_of([first, elsewhere])["a"] == [first, elsewhere]
+        for different in (other, unknown):
+            with pytest.raises(ResultsError, match=r"a_seed\* are on different logs"):
+                rows_of([first, different])
 
 
 def test_a_key_that_an_older_version_did_not_know_is_no_difference(tmp_path):

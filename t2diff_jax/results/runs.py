@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_NO_DIFFERENCE = ("seed", "eval.block", "mesh.", "dry_run.", "prepare.", "auto.", "data.prefetch")
+_NO_DIFFERENCE = ("seed", "eval.block", "mesh.", "dry_run.", "prepare.", "auto.", "data.path", "data.prefetch")
 _SEED = re.compile(r"_seed\d+$")
 
 
@@ -31,6 +31,7 @@ class Run:
       origin: `run.json`.
       evaluations: the files `eval.json` and `eval_*.json`, by stem.
       lines: `metrics.jsonl`.
+      log_digest: of its log; "" in copies that an older version kept.
     """
 
     folder: pathlib.Path
@@ -38,6 +39,7 @@ class Run:
     origin: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
     lines: list[dict[str, Any]]
+    log_digest: str
 
     @property
     def label(self) -> str:
@@ -81,7 +83,8 @@ def read_run(folder: pathlib.Path) -> Run:
         if "milliseconds_per_user" not in result:
             raise ResultsError(f"{folder / name}.json is of an older version: run eval.py on it again")
     lines = load("metrics.jsonl", lambda text: list(map(json.loads, text.splitlines())))
-    return Run(folder, load("config.json")["config"], load("run.json"), evaluations, lines)
+    stored = load("config.json")
+    return Run(folder, stored["config"], load("run.json"), evaluations, lines, stored.get("log_digest", ""))
 
 
 def read_runs(folder: pathlib.Path) -> list[Run]:
@@ -107,7 +110,8 @@ def keep(run: Run, folder: pathlib.Path) -> None:
         raise ResultsError(f"--keep {folder}: is where the runs lie; name another folder")
     copy.mkdir(parents=True, exist_ok=True)
     origin = {**run.origin, "command": portable_command(run.origin["command"], run.folder.name)}
-    for name, value in {"config": {"config": _without_folders(run.config)}, "run": origin, **run.evaluations}.items():
+    config = {"log_digest": run.log_digest, "config": _without_folders(run.config)}
+    for name, value in {"config": config, "run": origin, **run.evaluations}.items():
         (copy / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     for name in ("metrics.jsonl", "test_ranks.npz"):
         if (run.folder / name).exists():
@@ -135,12 +139,17 @@ def _generates(run: Run) -> bool:
 def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by row, seeds in order. Where the data lie is no difference: copies that were kept stand beside new runs.
 
-    Nor is a key that only one of two runs has (the version that did not write it did what its default says), nor one
-    that only says how the same numbers are come by.
+    Where the digest of a log is not known, its name stands for it. A key that only one of two runs has is no difference
+    (the version that did not write it did what its default says), nor is one that only says how the same numbers are
+    come by.
 
     Raises:
-      ResultsError: runs of one row differ in more than the seed.
+      ResultsError: runs of one row differ in more than the seed, or in their logs.
     """
+
+    def of_other_logs(one: Run, other: Run) -> bool:
+        known = one.log_digest and other.log_digest
+        return one.log_digest != other.log_digest if known else one.data != other.data
 
     def differ(one: Run, other: Run) -> bool:
         a, b = (_flat(_without_folders(run.config)) for run in (one, other))
@@ -154,6 +163,8 @@ def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
         group.sort(key=lambda run: run.config["seed"])
         if any(differ(*pair) for pair in itertools.combinations(group, 2)):
             raise ResultsError(f"the runs {label}_seed* differ in more than their seed")
+        if any(of_other_logs(*pair) for pair in itertools.combinations(group, 2)):
+            raise ResultsError(f"the runs {label}_seed* are on different logs: move those of one log away")
         if len({run.config["seed"] for run in group}) < len(group):
             raise ResultsError(f"two of the runs {label}_seed* have the same seed")
     return dict(rows)
