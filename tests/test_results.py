@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
+from t2diff_jax.metrics import bootstrap_difference
 from t2diff_jax.results import __main__ as page_of_results
 from t2diff_jax.results import figures as curves
 from t2diff_jax.results.runs import ResultsError, keep, portable_command, read_run, rows_of
-from t2diff_jax.results.tables import mean_over_seeds
+from t2diff_jax.results.tables import accuracy_table, mean_over_seeds
 
 
 def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
@@ -153,6 +154,19 @@ def test_the_sampler_table(page):
     assert [row[:4] for row in rows] == [
         ["diffusion", "1", "1", "0.3100 ± 0.0141"], ["diffusion", "1", "8", "0.3100"], ["diffusion", "4", "1", "0.2900"]
     ]  # fmt: skip
+
+
+def test_seeds_of_the_same_targets_are_no_further_users(tmp_path):
+    """Where the ranks of one run were not kept, the means of the seeds that both rows have are compared."""
+    ranks = {"a": ([1.0, 9.0], [2.0, 9.0], None), "b": ([3.0, 9.0], [3.0, 9.0], [3.0, 9.0])}
+    for name, of_seeds in ranks.items():
+        for seed, of_seed in enumerate(of_seeds):
+            make_run(tmp_path / f"{name}_seed{seed}", [evaluation(0.2)], seed=seed, ranks=of_seed)
+    rows = rows_of(map(read_run, tmp_path.iterdir()))
+    a, b = np.array([(1 + 1 / np.log2(3)) / 2, 1 / np.log2(10)]), np.array([1 / 2, 1 / np.log2(10)])
+    d, low, high = bootstrap_difference(a, b, np.arange(2), draws=2000, seed=0)
+    table = accuracy_table(rows, rows["a"][0].data, False, "b")
+    assert f"{d:+.4f} [{low:+.4f}, {high:+.4f}] (seed 0, 1)" in table
 
 
 def test_the_commands(page):

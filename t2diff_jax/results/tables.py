@@ -1,6 +1,6 @@
 """The tables of the page of results, as Markdown."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,24 +114,32 @@ def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
 def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
     """A metric against another row's; paired bootstrap over users.
 
-    Over means of noise keys and seeds where all runs have the same targets. Where each seed holds out other users, seed
-    by seed, of the seeds that both rows have, and the users of all of these are drawn from together.
+    Over means of noise keys and seeds where all runs have the same targets; where ranks of some were not kept, of the
+    seeds of which both rows have them. Where each seed holds out other users, seed by seed, of the seeds that both rows
+    have, and the users of all of these are drawn from together.
     """
     mine, theirs = ({run.config["seed"]: _scored(run, metric) for run in group} for group in (runs, others))
-    ranked = [scored for scored in (*mine.values(), *theirs.values()) if scored is not None]
-    if ranked and len(ranked) == len(mine) + len(theirs) and all(_same_targets(s, ranked[0]) for s in ranked):
-        a, b = (np.mean([scored.scores for scored in group.values()], axis=0) for group in (mine, theirs))
-        return _interval(a, b, ranked[0].targets[0])
+    if None not in (everything := [*mine.values(), *theirs.values()]) and _one_set(everything):
+        return _of_means(mine.values(), theirs.values())
     pairs = {seed: (mine[seed], theirs[seed]) for seed in mine if None not in (mine[seed], theirs.get(seed))}
-    pairs = {seed: pair for seed, pair in pairs.items() if _same_targets(*pair)}
+    pairs = {seed: pair for seed, pair in pairs.items() if _one_set(pair)}
     if not pairs:
         return "other targets"
-    a, b = (np.concatenate([pair[side].scores for pair in pairs.values()]) for side in (0, 1))
-    users = [pair[0].targets[0] for pair in pairs.values()]
+    alone = "" if pairs.keys() == mine.keys() == theirs.keys() else f" (seed {', '.join(map(str, pairs))})"
+    ours, others_scored = zip(*pairs.values(), strict=True)
+    if _one_set(ours):
+        return _of_means(ours, others_scored) + alone
+    a, b = (np.concatenate([scored.scores for scored in side]) for side in (ours, others_scored))
+    users = [scored.targets[0] for scored in ours]
     apart = 1 + max(of_seed.max() for of_seed in users)
     everyone = np.concatenate([of_seed + number * apart for number, of_seed in enumerate(users)])
-    alone = "" if pairs.keys() == mine.keys() == theirs.keys() else f" (seed {', '.join(map(str, pairs))})"
     return _interval(a, b, everyone) + alone
+
+
+def _of_means(ours: Collection["_Scored"], others: Collection["_Scored"]) -> str:
+    """Of the means over seeds of either row; all have the same targets."""
+    a, b = (np.mean([scored.scores for scored in side], axis=0) for side in (ours, others))
+    return _interval(a, b, next(iter(ours)).targets[0])
 
 
 def _interval(a: np.ndarray, b: np.ndarray, users: np.ndarray) -> str:
@@ -146,8 +154,9 @@ class _Scored(NamedTuple):
     targets: np.ndarray
 
 
-def _same_targets(one: _Scored, other: _Scored) -> bool:
-    return np.array_equal(one.targets, other.targets)
+def _one_set(scored: Sequence[_Scored]) -> bool:
+    """Whether all have the same targets."""
+    return all(np.array_equal(one.targets, scored[0].targets) for one in scored)
 
 
 def _scored(run: Run, metric: str) -> _Scored | None:
