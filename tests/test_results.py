@@ -11,7 +11,7 @@ from t2diff_jax.metrics import bootstrap_difference
 from t2diff_jax.results import __main__ as page_of_results
 from t2diff_jax.results import figures as curves
 from t2diff_jax.results.runs import ResultsError, keep, portable_command, read_run, rows_of
-from t2diff_jax.results.tables import accuracy_table, mean_over_seeds
+from t2diff_jax.results.tables import accuracy_table, commands_table, mean_over_seeds
 
 
 def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
@@ -175,6 +175,14 @@ def test_the_commands(page):
     command = "`python train.py --config configs/ml1m.py --config.data.path=DIR --workdir runs/diffusion_seed0"
     assert first == ["diffusion", f"{command} --config.seed=0`", "0, 1", "1 x cpu, 2 core(s), jax 0.10.2", "abc1234"]
     assert "somebody" not in text
+
+
+def test_every_commit_and_hardware_is_told_with_its_seeds(tmp_path):
+    for seed, device in enumerate(("GPU X", "cpu", "GPU X")):
+        make_run(tmp_path / f"a_seed{seed}", [evaluation(0.2)], seed=seed, device=device)
+    (first, second) = commands_table(rows_of(map(read_run, tmp_path.iterdir()))).splitlines()[2:]
+    assert "--config.seed=0` | 0, 2 | 1 x GPU X, 2 core(s), jax 0.10.2 | abc1234 |" in first
+    assert "--config.seed=1` | 1 | 1 x cpu, 2 core(s), jax 0.10.2 | abc1234 |" in second
 
 
 def test_the_figures(page):

@@ -76,15 +76,21 @@ def sampler_table(rows: dict[str, list[Run]]) -> str:
 
 
 def commands_table(rows: dict[str, list[Run]]) -> str:
-    """How each row was made."""
+    """How each row was made; a line for each hardware and commit that its seeds ran on."""
     body = []
     for label, runs in rows.items():
-        origin = runs[0].origin
-        seeds = ", ".join(str(run.config["seed"]) for run in runs)
-        commits = ", ".join(sorted({str(run.origin["commit"]) for run in runs}))
-        hardware = f"{origin['devices']} x {origin['device']}, {origin['cores']} core(s), jax {origin['jax']}"
-        body.append([label, f"`{portable_command(origin['command'], runs[0].folder.name)}`", seeds, hardware, commits])
+        made: dict[tuple[str, str], list[Run]] = {}
+        for run in runs:
+            made.setdefault((_hardware(run.origin), str(run.origin["commit"])), []).append(run)
+        for (hardware, commit), group in made.items():
+            command = portable_command(group[0].origin["command"], group[0].folder.name)
+            seeds = ", ".join(str(run.config["seed"]) for run in group)
+            body.append([label, f"`{command}`", seeds, hardware, commit])
     return _markdown(["row", "command", "seeds", "hardware", "commit"], body)
+
+
+def _hardware(origin: dict[str, Any]) -> str:
+    return f"{origin['devices']} x {origin['device']}, {origin['cores']} core(s), jax {origin['jax']}"
 
 
 def _metric_cell(found: list[dict[str, Any]], metric: str) -> str:
