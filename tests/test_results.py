@@ -11,7 +11,7 @@ from t2diff_jax.metrics import bootstrap_difference
 from t2diff_jax.results import __main__ as page_of_results
 from t2diff_jax.results import figures as curves
 from t2diff_jax.results.runs import ResultsError, keep, portable_command, read_run, rows_of
-from t2diff_jax.results.tables import accuracy_table, commands_table, mean_over_seeds
+from t2diff_jax.results.tables import accuracy_table, commands_table, mean_over_seeds, sampler_table
 
 
 def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
@@ -21,6 +21,7 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
         "popularity": {"metrics": {name: {"mean": 0.01, "spread": 0.0} for name in names}},
         "seen_items_excluded": excluded,
         "split": split,
+        "step": 60,
         "parameters": 12345,
         "milliseconds_per_user": 0.25,
         "recall@20_by_popularity_decile": np.linspace(0.1, 0.5, 10).tolist(),
@@ -107,8 +108,8 @@ def test_the_accuracy_tables(page):
     assert row["recall@20 against empty [95 %]"] == "+0.0000 [+0.0000, +0.0000]"  # all are among the first 20
     assert row["log_loss"] == "5.2500 ± 0.0000"
     row = dict(zip(head, second, strict=True))
-    assert (row["row"], row["ndcg@10"], row["log_loss"], row["calls"]) == ("empty", "0.2000", "", "")
-    assert popularity[:8] == ["popularity", "", *["0.0100"] * 5, ""]
+    assert (row["row"], row["seeds"], row["ndcg@10"], row["log_loss"]) == ("empty", "1 of 2", "0.2000", "")
+    assert popularity[:8] == ["popularity", "2", *["0.0100 ± 0.0000"] * 5, ""]
     head, _, only, _ = found["movielens ml-1m, user_holdout, seen items excluded"]
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
@@ -150,10 +151,76 @@ def test_only_rows_that_learned_for_as_long_are_compared(tmp_path):
 
 
 def test_the_sampler_table(page):
+    """Of the one seed that has all of them."""
     _, _, *rows = tables(page.read_text())["Sampler"]
-    assert [row[:4] for row in rows] == [
-        ["diffusion", "1", "1", "0.3100 ± 0.0141"], ["diffusion", "1", "8", "0.3100"], ["diffusion", "4", "1", "0.2900"]
+    assert [row[:5] for row in rows] == [
+        ["diffusion", "1", "1", "1 (seed 0)", "0.3000"],
+        ["diffusion", "1", "8", "1 (seed 0)", "0.3100"],
+        ["diffusion", "4", "1", "1 (seed 0)", "0.2900"],
     ]  # fmt: skip
+
+
+def test_a_run_counts_once_for_a_sampler(tmp_path):
+    """As it ended: what was evaluated again, or at another step, is no further seed."""
+    again, earlier = evaluation(0.9, slot=(1, 1, 0.4)), evaluation(0.9, slot=(2, 1, 0.4)) | {"step": 30}
+    more = [evaluation(0.3 + seed / 10, slot=(1, 1, 0.4)) for seed in (0, 1)]
+    make_run(tmp_path / "a_seed0", [more[0], again, earlier, evaluation(0.2, slot=(4, 1, 0.4))])
+    make_run(tmp_path / "a_seed1", [more[1], evaluation(0.4, slot=(4, 1, 0.4))], seed=1)
+    make_run(
+        tmp_path / "b_seed0", [evaluation(0.1, slot=(1, 1, 0.4)), evaluation(0.2, slot=(2, 1, 0.4)) | {"step": 30}]
+    )
+    rows = rows_of(map(read_run, tmp_path.iterdir()))
+    _, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sampler_table(rows).splitlines()]
+    assert [line[:5] for line in lines] == [
+        ["a", "1", "1", "2 (seed 0, 1)", "0.3500 ± 0.0707"], ["a", "4", "1", "2 (seed 0, 1)", "0.3000 ± 0.1414"]
+    ]  # fmt: skip
+
+
+def test_a_seed_without_an_evaluation_leaves_the_others_their_row(tmp_path):
+    make_run(tmp_path / "a_seed0", [evaluation(0.2), evaluation(0.3, excluded=True)])
+    make_run(tmp_path / "a_seed1", [evaluation(0.2)], seed=1)
+    make_run(tmp_path / "b_seed1", [evaluation(0.2), evaluation(0.4, excluded=True)], seed=1)
+    runs = list(map(read_run, tmp_path.iterdir()))
+    lines = accuracy_table(rows_of(runs), runs[0].data, True, None).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[:2] for row in cells] == [["b", "1 of 2"], ["a", "1 of 2"], ["popularity", "2"]]
+
+
+def test_popularity_is_a_mean_over_the_seeds_of_the_table(tmp_path):
+    """Each seed once, however many rows have it."""
+    for row, seeds in (("a", (0,)), ("b", (0, 1, 2))):
+        for seed in seeds:
+            result = evaluation(0.2)
+            result["popularity"]["metrics"]["ndcg@10"]["mean"] = 0.01 * (seed + 1)
+            make_run(tmp_path / f"{row}_seed{seed}", [result], seed=seed)
+    runs = list(map(read_run, tmp_path.iterdir()))
+    head, _, *lines = accuracy_table(rows_of(runs), runs[0].data, False, None).splitlines()
+    names = [cell.strip() for cell in head.strip("|").split("|")]
+    rows = [dict(zip(names, [cell.strip() for cell in line.strip("|").split("|")], strict=True)) for line in lines]
+    assert {row["row"]: row["seeds"] for row in rows} == {"a": "1 of 3", "b": "3", "popularity": "3"}
+    assert rows[-1]["ndcg@10"] == "0.0200 ± 0.0100"
+
+
+def test_a_row_may_lack_a_metric(tmp_path):
+    """Rows stand in the order of the metric that chose their checkpoints."""
+    for name, mean in (("a", 0.2), ("b", 0.3)):
+        result = evaluation(0.5, slot=(1, 1, 0.4))
+        for metrics in (result["metrics"], result["popularity"]["metrics"], result["slot"]["as_query"]):
+            metrics.pop("ndcg@10")
+        result["metrics"] |= {"recall@5": {"mean": mean, "spread": 0.0}, "recall@20": {"mean": None, "spread": None}}
+        other = result | {"slot": result["slot"] | {"calls": 2}}
+        make_run(tmp_path / "runs" / f"{name}_seed0", [result, other])
+        stored = json.loads((tmp_path / "runs" / f"{name}_seed0" / "config.json").read_text())
+        stored["config"]["eval"].update(ks=[2, 5, 20], select="recall@5")
+        (tmp_path / "runs" / f"{name}_seed0" / "config.json").write_text(json.dumps(stored))
+    page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md"), "--against", "a"])
+    found = tables((tmp_path / "x.md").read_text())
+    head, _, *rows, _ = found["movielens ml-1m, user_holdout, seen items not excluded"]
+    rows = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [(row["row"], row["ndcg@10"], row["recall@20"], row["recall@2"]) for row in rows] == [
+        ("b", "", "", "0.5000"), ("a", "", "", "0.5000")
+    ]  # fmt: skip
+    assert len(found["Sampler"]) == 6
 
 
 def test_seeds_of_the_same_targets_are_no_further_users(tmp_path):

@@ -46,8 +46,8 @@ def _validation_curve(runs: list[Run]) -> Curve:
 
 
 def _sampler_curve(runs: list[Run]) -> Curve:
-    single = sorted((calls, found) for (calls, samples), found in by_sampler(runs).items() if samples == 1)
-    return [calls for calls, _ in single], [_mean([metric_mean(e, "ndcg@10") for e in found]) for _, found in single]
+    single = sorted((calls, of) for (calls, samples), of in by_sampler(runs).items() if samples == 1)
+    return [calls for calls, _ in single], [_mean([metric_mean(e, "ndcg@10") for e in of.values()]) for _, of in single]
 
 
 def _by_r(runs: list[Run]) -> Curve:

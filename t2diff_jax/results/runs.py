@@ -187,26 +187,40 @@ def is_excluded(run: Run) -> bool:
     return run.evaluations["eval"]["seen_items_excluded"]
 
 
-def main_evaluations(run: Run, excluded: bool) -> Iterable[dict[str, Any]]:
-    """The run's evaluation as it was trained, with seen items excluded or not."""
-    trained = run.config["diffusion"]
-    for result in run.evaluations.values():
-        slot = result.get("slot")
-        same = slot is None or (slot["calls"], slot["samples"]) == (trained["sampler_steps"], trained["samples"])
-        if same and result["seen_items_excluded"] == excluded and result["split"] == "test":
-            yield result
+def main_evaluation(run: Run, excluded: bool) -> dict[str, Any] | None:
+    """The run's evaluation as it was trained, with seen items excluded or not; None where there is none."""
+    return next((e for e in _own_tests(run) if _as_trained(run, e) and e["seen_items_excluded"] == excluded), None)
 
 
-def by_sampler(runs: list[Run]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Test evaluations of a row, ranked as its runs were at their end, by (estimator calls, intents)."""
-    found: dict[tuple[int, int], list[dict[str, Any]]] = collections.defaultdict(list)
+def by_sampler(runs: list[Run]) -> dict[tuple[int, int], dict[int, dict[str, Any]]]:
+    """Test evaluations of a row, ranked as its runs were at their end, by (estimator calls, intents), then by seed.
+
+    One of each seed, and the same seeds for all: those that have every one of them. Where none has, each has its own.
+    """
+    found: dict[tuple[int, int], dict[int, dict[str, Any]]] = collections.defaultdict(dict)
     for run in runs:
-        for result in run.evaluations.values():
-            if "slot" in result and result["seen_items_excluded"] == is_excluded(run) and result["split"] == "test":
-                found[result["slot"]["calls"], result["slot"]["samples"]].append(result)
-    return found
+        for result in _own_tests(run):
+            if "slot" in result and result["seen_items_excluded"] == is_excluded(run):
+                found[result["slot"]["calls"], result["slot"]["samples"]].setdefault(run.config["seed"], result)
+    shared = set.intersection(*map(set, found.values())) if found else set()
+    return {key: {seed: e for seed, e in of.items() if seed in shared or not shared} for key, of in found.items()}
 
 
 def metric_mean(result: dict[str, Any], metric: str) -> float:
-    """A metric of one evaluation, over its noise keys."""
-    return result["metrics"][metric]["mean"]
+    """A metric of one evaluation, over its noise keys; NaN where it has none: other cut-offs, an older version."""
+    mean = result["metrics"].get(metric, {}).get("mean")
+    return np.nan if mean is None else mean
+
+
+def _own_tests(run: Run) -> Iterable[dict[str, Any]]:
+    """Test evaluations of the checkpoint that ended the run, its own first."""
+    own = run.evaluations["eval"]
+    for result in (own, *(e for name, e in run.evaluations.items() if name != "eval")):
+        if result["split"] == "test" and result["step"] == own["step"]:
+            yield result
+
+
+def _as_trained(run: Run, result: dict[str, Any]) -> bool:
+    """Whether an evaluation generated as the run's configuration says."""
+    trained, slot = run.config["diffusion"], result.get("slot")
+    return slot is None or (slot["calls"], slot["samples"]) == (trained["sampler_steps"], trained["samples"])

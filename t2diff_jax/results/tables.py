@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
-from t2diff_jax.results.runs import Run, by_sampler, is_excluded, main_evaluations, metric_mean, portable_command
+from t2diff_jax.results.runs import Run, by_sampler, is_excluded, main_evaluation, metric_mean, portable_command
 
 _METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss")
 _COMPARED = ("ndcg@10", "recall@20")
 
 
 def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
-    """`.1234 ± .0005`: mean and sample standard deviation; the mean alone of a single value."""
+    """`.1234 ± .0005`: mean and sample standard deviation; the mean alone of a single value; "" where one is NaN."""
+    if np.isnan(np.array(values, np.float64)).any():
+        return ""
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
@@ -21,16 +23,21 @@ def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
 def accuracy_table(
     rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None, labels: Container[str] | None = None
 ) -> str:
-    """One row per label (of `labels`, if given) with an evaluation of that kind, and popularity."""
+    """One row per label (of `labels`, if given) with an evaluation of that kind, best first, and popularity.
+
+    Where a row has not all seeds of the table, it says of how many: users that are held out change with the seed.
+    """
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
     head += ["parameters", "ms per user", "minutes of training"]
     head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
-    body, popularity = [], None
-    for label, runs in rows.items():
-        found = [next(main_evaluations(run, excluded), None) for run in runs]
-        if runs[0].data != name or None in found or (labels is not None and label not in labels):
-            continue
-        cells = [label, str(len(runs)), *(_metric_cell(found, m) for m in _METRICS)]
+    shown = {label: _evaluated(runs, excluded) for label, runs in rows.items() if labels is None or label in labels}
+    shown = {label: pairs for label, pairs in shown.items() if pairs and pairs[0][0].data == name}
+    seeds = {run.config["seed"] for pairs in shown.values() for run, _ in pairs}
+    select = next((pairs[0][0].config["eval"]["select"] for pairs in shown.values()), "")
+    body, popularity = [], {}
+    for label, pairs in shown.items():
+        runs, found = map(list, zip(*pairs, strict=True))
+        cells = [label, _seeds_cell(len(runs), len(seeds)), *(_metric_cell(found, m) for m in _METRICS)]
         size = next((e["parameters"] for e in found if "parameters" in e), None)  # older versions did not say
         cells += [
             *_slot_cells(found),
@@ -40,15 +47,25 @@ def accuracy_table(
         ]
         if against:
             ranked = all(is_excluded(run) == excluded for run in (*runs, *rows[against]))
-            shown = label != against and ranked
-            cells += [_difference(runs, rows[against], metric) if shown else "" for metric in _COMPARED]
-        body.append((np.mean([metric_mean(e, "ndcg@10") for e in found]), cells))
-        popularity = popularity or next((e["popularity"] for e in found if "popularity" in e), None)
-    body.sort(key=lambda pair: -pair[0])
+            compared = label != against and ranked
+            cells += [_difference(runs, rows[against], metric) if compared else "" for metric in _COMPARED]
+        body.append((np.mean([metric_mean(e, select) for e in found]), cells))
+        popularity = {run.config["seed"]: e["popularity"] for run, e in pairs if "popularity" in e} | popularity
+    body.sort(key=lambda pair: np.nan_to_num(-pair[0], nan=np.inf))
     lines = [cells for _, cells in body]
     if popularity:
-        lines.append(["popularity", "", *(_metric_cell([popularity], m) for m in _METRICS)])
+        cells = (_metric_cell(list(popularity.values()), m) for m in _METRICS)
+        lines.append(["popularity", _seeds_cell(len(popularity), len(seeds)), *cells])
     return _markdown(head, lines)
+
+
+def _evaluated(runs: list[Run], excluded: bool) -> list[tuple[Run, dict[str, Any]]]:
+    """The runs that have an evaluation of that kind, with it."""
+    return [(run, found) for run in runs if (found := main_evaluation(run, excluded)) is not None]
+
+
+def _seeds_cell(number: int, of_table: int) -> str:
+    return str(number) if number == of_table else f"{number} of {of_table}"
 
 
 def columns(table: str, names: Sequence[str]) -> str:
@@ -68,10 +85,11 @@ def sampler_table(rows: dict[str, list[Run]]) -> str:
         samplers = by_sampler(runs)
         if len(samplers) < 2:
             continue
-        for (calls, samples), found in sorted(samplers.items()):
-            scores = [mean_over_seeds([metric_mean(e, m) for e in found]) for m in ("ndcg@10", "recall@20")]
-            body.append([label, str(calls), str(samples), *scores, *_slot_cells(found)[:2]])
-    head = ["row", "calls", "intents", "ndcg@10", "recall@20", "cosine (last behaviour)", "as query, ndcg@10"]
+        for (calls, samples), of_seed in sorted(samplers.items()):
+            found, seeds = list(of_seed.values()), f"{len(of_seed)} (seed {', '.join(map(str, of_seed))})"
+            scores = [_metric_cell(found, m) for m in ("ndcg@10", "recall@20")]
+            body.append([label, str(calls), str(samples), seeds, *scores, *_slot_cells(found)[:2]])
+    head = ["row", "calls", "intents", "seeds", "ndcg@10", "recall@20", "cosine (last behaviour)", "as query, ndcg@10"]
     return _markdown(head, body) if body else ""
 
 
@@ -95,8 +113,7 @@ def _hardware(origin: dict[str, Any]) -> str:
 
 def _metric_cell(found: list[dict[str, Any]], metric: str) -> str:
     """Over seeds; empty where an evaluation lacks the metric (kept runs older than the log loss have none)."""
-    lacking = any(metric not in result["metrics"] for result in found)
-    return "" if lacking else mean_over_seeds([metric_mean(result, metric) for result in found])
+    return mean_over_seeds([metric_mean(result, metric) for result in found])
 
 
 def _by_device(runs: list[Run], values: list[float], digits: int) -> str:
@@ -112,9 +129,9 @@ def _slot_cells(found: list[dict[str, Any]]) -> list[str]:
     if "slot" not in found[0]:
         return ["", "", ""]
     slots = [result["slot"] for result in found]
-    last = np.mean([slot["cosine_of_last"] for slot in slots])
+    last = np.mean(np.array([slot["cosine_of_last"] for slot in slots], np.float64))
     cosine = f"{mean_over_seeds([slot['cosine'] for slot in slots], 3)} ({last:.3f})"
-    return [cosine, mean_over_seeds([slot["as_query"]["ndcg@10"] for slot in slots]), str(slots[0]["calls"])]
+    return [cosine, mean_over_seeds([slot["as_query"].get("ndcg@10") for slot in slots]), str(slots[0]["calls"])]
 
 
 def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
