@@ -12,6 +12,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     """One process a run; then the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    folder, rows = pathlib.Path(_WORKDIR.value), dict(_row(text) for text in (*map(_model, _MODELS.value), *_ROW.value))
+    folder, rows = pathlib.Path(_WORKDIR.value), _rows([*map(_model, _MODELS.value), *_ROW.value])
     given = flags.FLAGS["config"]
     shared = [f"--config={config_flags.get_config_filename(given)}"]
     shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
@@ -112,6 +113,17 @@ def _to(workdir: pathlib.Path, words: list[str]) -> list[str]:
 
 def _model(name: str) -> str:
     return f"{name}: --config.model.name={name}"
+
+
+def _rows(texts: list[str]) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {}
+    for label, words in map(_row, texts):
+        if not re.fullmatch(r"[\w.+-]+", label):
+            raise app.UsageError(f"--row={label}: ...: a name is made of letters, digits and . + - _")
+        if label in rows:
+            raise app.UsageError(f"two rows are called {label}: give each a name of its own")
+        rows[label] = words
+    return rows
 
 
 def _row(text: str) -> tuple[str, list[str]]:

@@ -48,7 +48,14 @@ def test_several_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--row=nameless"], "give its name, a colon"), (["--models=transformer9"], "config.model.name: 'transformer9'")],
+    [
+        (["--row=nameless"], "give its name, a colon"),
+        (["--row=w/o item: --config.seed=1"], "a name is made of letters, digits"),
+        (["--row=a|b: --config.seed=1"], "a name is made of letters, digits"),
+        (["--models=caser", "--row=caser: --config.model.hidden=4"], "two rows are called caser"),
+        (["--row=one: --config.seed=1", "--row=one: --config.seed=2"], "two rows are called one"),
+        (["--models=transformer9"], "config.model.name: 'transformer9'"),
+    ],
 )
 def test_what_cannot_be_a_row(tmp_path, flags, message):
     done = run(tmp_path / "none", *flags)
