@@ -21,6 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from t2diff_jax.command_line import parser
+from t2diff_jax.explain import explained
 from t2diff_jax.results.runs import read_run, rows_of
 from t2diff_jax.results.tables import accuracy_table, columns
 
@@ -47,7 +48,12 @@ def main(argv: list[str]) -> None:
     """One process a run; then the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    folder, rows = pathlib.Path(_WORKDIR.value), _rows([*map(_model, _MODELS.value), *_ROW.value])
+    with explained(on_interrupt="stopped; the same command goes on"):
+        run(pathlib.Path(_WORKDIR.value), _rows([*map(_model, _MODELS.value), *_ROW.value]))
+
+
+def run(folder: pathlib.Path, rows: dict[str, list[str]]) -> None:
+    """Trains what is not there yet; prints and writes the table. rows: what sets a row apart, by its label."""
     given = flags.FLAGS["config"]
     shared = [f"--config={config_flags.get_config_filename(given)}"]
     shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
@@ -102,9 +108,13 @@ def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # else the first takes most of a GPU's memory
         with output.open("a", encoding="utf-8") as file:
             status = subprocess.run(call, env=shared, stdout=file, stderr=subprocess.STDOUT).returncode
-        print(f"{workdir.name}: {f'failed, see {output}' if status else 'done'}", flush=True)
+    stopped = not (workdir / "eval.json").exists()  # by SIGTERM, at which a run saves what it has and ends well
+    if apart:
+        print(f"{workdir.name}: {f'failed, see {output}' if status else 'stopped' if stopped else 'done'}", flush=True)
     if status:
         sys.exit(status)
+    if stopped:
+        sys.exit(f"{workdir.name} was stopped before its end: start the same command again, it goes on from there")
 
 
 def _to(workdir: pathlib.Path, words: list[str]) -> list[str]:

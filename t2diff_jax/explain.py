@@ -15,10 +15,11 @@ from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.log import DataError
 from t2diff_jax.interrupt import Preempted
+from t2diff_jax.results.runs import ResultsError
 
 # What the runtimes of several processes say when one of them is gone.
 _LOST = re.compile(r"gloo|closed by peer|connection reset|heartbeat|coordination service|unavailable", re.IGNORECASE)
-_EXPLAINED = (ConfigError, DataError, CheckpointError, FloatingPointError, ImportError, OSError)
+_EXPLAINED = (ConfigError, DataError, CheckpointError, ResultsError, FloatingPointError, ImportError, OSError)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Several models on one log by one command."""
 
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,43 @@ def run(folder, *flags):
     shared = ["--config", tiny.CONFIG, "--config.eval.noise_keys=1", f"--workdir={folder}"]
     command = [sys.executable, "compare.py", *shared, *flags]
     return subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, timeout=600)
+
+
+TRAINED_AT_ONCE = """
+import json, os, pathlib, shlex, sys
+from test_results import evaluation, make_run
+
+words = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+if os.environ["MODE"] == "stopped":
+    sys.exit(0)
+folder, excluded = pathlib.Path(words["workdir"]), words.get("config.eval.exclude_seen") == "True"
+make_run(folder, [evaluation(0.2, excluded=excluded)], ranks=[1.0, 2.0], log=os.environ["MODE"])
+origin = json.loads((folder / "run.json").read_text())
+origin["command"] = shlex.join(["python", "train.py", *sys.argv[1:]])
+(folder / "run.json").write_text(json.dumps(origin))
+"""
+
+
+@pytest.fixture
+def quickly(tmp_path):
+    """compare.py beside a train.py that writes a made up run on a log of a given digest, or is stopped."""
+    shutil.copy(tiny.ROOT / "compare.py", tmp_path)
+    (tmp_path / "train.py").write_text(TRAINED_AT_ONCE)
+
+    def run(mode, *flags):
+        command = [sys.executable, tmp_path / "compare.py", f"--config={tiny.CONFIG}", f"--workdir={tmp_path / 'runs'}"]
+        where = {"PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}", "MODE": mode}
+        env = tiny.environment() | where
+        return subprocess.run([*command, *flags], cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_run_that_was_stopped_is_not_done(quickly, at_once):
+    done = quickly("stopped", "--models=caser", f"--at_once={at_once}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "caser_seed0: done" not in done.stdout
+    assert "caser_seed0 was stopped before its end: start the same command again" in done.stderr
 
 
 def test_rows_of_models_and_of_flags(tmp_path):
