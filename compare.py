@@ -6,9 +6,13 @@ python compare.py --config configs/table.py --config.data.path=LOG.csv --workdir
 
 What is finished is not trained again: start it again after a stop, or with more models or seeds. Small models leave
 much of a GPU idle: --at_once=8 trains so many at a time (NVIDIA's MPS lets them compute at the same time).
+
+Rows that are tested in another way (--config.eval.exclude_seen, the protocol, the log) have a table of their own.
 """
 
+import collections
 import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
@@ -22,8 +26,9 @@ from ml_collections import config_flags
 
 from t2diff_jax.command_line import parser
 from t2diff_jax.explain import explained
-from t2diff_jax.results.runs import read_run, rows_of
+from t2diff_jax.results.runs import ResultsError, Run, is_excluded, read_run, rows_of
 from t2diff_jax.results.tables import accuracy_table, columns
+from t2diff_jax.workdir import tell_other_logs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What all models share; override with --config.key=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, and of the table: comparison.md.")
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(folder: pathlib.Path, rows: dict[str, list[str]]) -> None:
-    """Trains what is not there yet; prints and writes the table. rows: what sets a row apart, by its label."""
+    """Trains what is not there yet; prints and writes the tables. rows: what sets a row apart, by its label."""
     given = flags.FLAGS["config"]
     shared = [f"--config={config_flags.get_config_filename(given)}"]
     shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
@@ -63,13 +68,38 @@ def run(folder: pathlib.Path, rows: dict[str, list[str]]) -> None:
         for seed in range(_SEEDS.value)
     }
     train_all({workdir: words for workdir, words in wanted.items() if not is_done(workdir, words)}, _AT_ONCE.value)
-    runs = rows_of(map(read_run, wanted))
-    first = next(iter(rows))
-    data, excluded = runs[first][0].data, runs[first][0].config["eval"]["exclude_seen"]
-    table = accuracy_table(runs, data, excluded, first)
-    (folder / "comparison.md").write_text(f"# {data}\n\n{table}\n", encoding="utf-8")
-    shown = [*_SHOWN, f"ndcg@10 against {first} [95 %]"]
-    print(f"\n{data}, test\n\n{columns(table, shown)}\n\nall columns: {folder / 'comparison.md'}")
+    page = []
+    for group in groups_of(list(map(read_run, wanted))):
+        runs, data, excluded = rows_of(group), group[0].data, is_excluded(group[0])
+        first = next(iter(runs))
+        table, title = accuracy_table(runs, data, excluded, first), f"{data}{', seen items excluded' * excluded}"
+        page.append(f"# {title}\n\n{table}\n")
+        print(f"\n{title}, test\n\n{columns(table, [*_SHOWN, f'ndcg@10 against {first} [95 %]'])}")
+    (folder / "comparison.md").write_text("\n".join(page), encoding="utf-8")
+    print(f"\nall columns: {folder / 'comparison.md'}")
+
+
+def groups_of(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each table: on one log, under one protocol, with seen items ranked or not.
+
+    Raises:
+      ResultsError: the log of a table changed between two of its runs.
+    """
+    groups = collections.defaultdict(list)
+    for one in runs:
+        groups[one.config["data"]["path"], one.data, is_excluded(one)].append(one)
+    for group in groups.values():
+        stored = [{"log_digest": one.log_digest, "config": one.config} for one in group]
+        if any(itertools.starmap(tell_other_logs, itertools.combinations(stored, 2))):
+            names = collections.defaultdict(list)
+            for one in group:
+                names[one.log_digest].append(one.folder.name)
+            listed = "\n".join(f"  log {digest[:12]}: {', '.join(of)}" for digest, of in names.items())
+            raise ResultsError(
+                f"the log changed between these runs:\n{listed}\nMove the folders of all but one log away, or name "
+                "another --workdir, and start again"
+            )
+    return list(groups.values())
 
 
 def is_done(workdir: pathlib.Path, words: list[str]) -> bool:

@@ -25,6 +25,9 @@ _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}."
 # What versions before these keys of `model` did.
 _BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0, "behaviour_dropout": 0.0}
 _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
+# Of the section `data`: what the log holds depends on them, and on the files.
+_OF_LOG = ("source", "min_user_count", "min_item_count", "categories", "user_features", "content", "real_times")
+_OF_LOG += ("movielens", "kuairand", "table", "tfds", "synthetic")
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -119,6 +122,17 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
             f"the checkpoints in {workdir} are of another model or other data:\n{_listed(differing)}\n"
             "Set the stored values, or name another --workdir"
         )
+
+
+def tell_other_logs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two stored `config.json` tell of different logs though both read their data in the same way.
+
+    Other settings give another digest also where the behaviours are the same (features that are switched off); and
+    copies that older versions kept hold none.
+    """
+    a, b = ({key: run["config"]["data"].get(key) for key in _OF_LOG} for run in (one, other))
+    digests = one.get("log_digest"), other.get("log_digest")
+    return a == b and all(digests) and digests[0] != digests[1]
 
 
 def _listed(pairs: Mapping[str, tuple[Any, Any]]) -> str:

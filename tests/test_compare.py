@@ -49,6 +49,25 @@ def quickly(tmp_path):
     return run
 
 
+def test_a_log_that_changed_between_two_calls_is_noticed(quickly):
+    done = quickly("log one", "--models=caser")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = quickly("log two", "--models=caser,sasrec")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ResultsError: the log changed between these runs:" in done.stderr
+    assert "  log log one: caser_seed0\n  log log two: sasrec_seed0\nMove the folders" in done.stderr
+
+
+def test_rows_that_are_tested_in_another_way_have_a_table_of_their_own(quickly, tmp_path):
+    flags = ("--models=caser,sasrec", *(f"--row={x}: --config.eval.exclude_seen=True" for x in ("new caser", "new")))
+    done = quickly("log", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranked, excluded = done.stdout.split(", seen items excluded, test\n")
+    assert "\ncaser " in ranked and "\nsasrec " in ranked and "ndcg@10 against caser [95 %]" in ranked
+    assert "\nnew_caser " in excluded and "\nnew " in excluded and "ndcg@10 against new_caser [95 %]" in excluded
+    assert (tmp_path / "runs" / "comparison.md").read_text().count("| popularity |") == 2
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_run_that_was_stopped_is_not_done(quickly, at_once):
     done = quickly("stopped", "--models=caser", f"--at_once={at_once}")

@@ -46,6 +46,7 @@ def make_run(
     config["seed"] = seed
     config["data"].update(source="movielens", path="/home/somebody/ml-1m", content="/home/somebody/content.npy")
     config["model"].update(changes)
+    config["eval"]["exclude_seen"] = evaluations[0]["seen_items_excluded"]
     config["train"].update(steps=steps, batch_size=256)
     folder.mkdir(parents=True)
     for name, value in {"eval": evaluations[0], **{f"eval_{i}": e for i, e in enumerate(evaluations[1:])}}.items():
@@ -418,6 +419,11 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
         read_run(tmp_path / "c_seed0")
     with pytest.raises(ResultsError, match="is where the runs lie"):
         keep(read_run(tmp_path / "a_seed0"), tmp_path)
+    make_run(tmp_path / "d_seed0", [evaluation(0.2)])
+    for other in (evaluation(0.2, excluded=True), evaluation(0.2, slot=(4, 1, 0.4))):
+        (tmp_path / "d_seed0" / "eval.json").write_text(json.dumps(other))
+        with pytest.raises(ResultsError, match=r"d_seed0/eval\.json is an evaluation with other seen items"):
+            read_run(tmp_path / "d_seed0")
     (tmp_path / "b_seed7" / "eval.json").unlink()
     with pytest.raises(ResultsError, match=r"b_seed7 has no eval\.json"):
         read_run(tmp_path / "b_seed7")

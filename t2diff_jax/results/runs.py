@@ -67,7 +67,7 @@ def read_run(folder: pathlib.Path) -> Run:
     """Reads one run folder.
 
     Raises:
-      ResultsError: a file is missing or unreadable; names it.
+      ResultsError: a file is missing or unreadable, or not what ended the run; names it.
     """
 
     def load(name: str, parse: Callable[[str], Any] = json.loads) -> Any:
@@ -84,7 +84,13 @@ def read_run(folder: pathlib.Path) -> Run:
             raise ResultsError(f"{folder / name}.json is of an older version: run eval.py on it again")
     lines = load("metrics.jsonl", lambda text: list(map(json.loads, text.splitlines())))
     stored = load("config.json")
-    return Run(folder, stored["config"], load("run.json"), evaluations, lines, stored.get("log_digest", ""))
+    run = Run(folder, stored["config"], load("run.json"), evaluations, lines, stored.get("log_digest", ""))
+    if not (is_excluded(run) == run.config["eval"]["exclude_seen"] and _as_trained(run, evaluations["eval"])):
+        raise ResultsError(
+            f"{folder / 'eval.json'} is an evaluation with other seen items or another sampler than the run's own: "
+            "run eval.py on it again, without flags"
+        )
+    return run
 
 
 def read_runs(folder: pathlib.Path) -> list[Run]:
