@@ -12,8 +12,9 @@ from ml_collections import config_flags
 from t2diff_jax import final
 from t2diff_jax.command_line import parser
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import from_mapping
+from t2diff_jax.config_values import ConfigError, differences, from_mapping
 from t2diff_jax.explain import explained
+from t2diff_jax.workdir import read_config
 from t2diff_jax.writer import say
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,12 +35,11 @@ flags.register_multi_flags_validator(
 )
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the vectors of all items and of the requests, as .npy files.")
-_AGAINST = flags.DEFINE_string("against", None, "Workdir of another evaluated run on the same data, to compare with.")
-flags.register_multi_flags_validator(
-    ["name", "split", "against"],
-    lambda given: not given["against"] or given["name"] in ("", final.evaluation_name(given["split"])),
-    "--against compares ranks, which an evaluation under another --name does not keep: leave --name out",
+_AGAINST = flags.DEFINE_string(
+    "against", None, "Workdir of another run on the same data, evaluated under the same name."
 )
+# Of the configuration: what makes it another evaluation than the run's own.
+_ANOTHER = ("eval.exclude_seen", "eval.merge", "diffusion.sampler", "diffusion.samples")
 
 
 def main(argv: list[str]) -> None:
@@ -52,17 +52,33 @@ def main(argv: list[str]) -> None:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Evaluates `workdir`, whose model and data must be those of `config`."""
+    name, split = _name(config, workdir), _SPLIT.value
     experiment = final.reopen(config, workdir)
-    name, split = _NAME.value or final.evaluation_name(_SPLIT.value), _SPLIT.value
     step = final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)["step"]
     if _AGAINST.value:
-        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, split)}")
+        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, name)}")
     if _SHOW.value:
         final.show_recommendations(experiment, workdir, step, _SHOW.value, split)
     if _EXPORT.value:
         final.export_vectors(experiment, workdir, step, pathlib.Path(_EXPORT.value), split)
         say(f"\nvectors of items and users in {_EXPORT.value}")
     say(f"\nwritten to {workdir / name}.json")
+
+
+def _name(config: Config, workdir: pathlib.Path) -> str:
+    """What the evaluation is called.
+
+    Raises:
+      ConfigError: it is not that of the run itself, and would take its place.
+    """
+    own, (stored, _) = final.evaluation_name(_SPLIT.value), read_config(workdir, config)
+    apart = [f"--config.{key}" for key in differences(stored, config) if key.startswith(_ANOTHER)]
+    apart += ["--step"] if _STEP.value is not None else []
+    if apart and _NAME.value in ("", own):
+        raise ConfigError(
+            f"{', '.join(apart)}: the result would take the place of {own}.json; give it a --name: eval_2"
+        )
+    return _NAME.value or own
 
 
 if __name__ == "__main__":

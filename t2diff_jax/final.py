@@ -1,5 +1,6 @@
 """The final evaluation of a run: a checkpoint on the test targets, beside the popularity baseline."""
 
+import json
 import pathlib
 import zipfile
 from typing import Any
@@ -15,7 +16,7 @@ from t2diff_jax.experiment import Experiment, build
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
 from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
-from t2diff_jax.workdir import check_same_model
+from t2diff_jax.workdir import CONFIG_FILE, check_same_model, tell_other_logs
 from t2diff_jax.writer import metrics_table, say, write_json
 
 _STEPS_SHOWN, _DENOISED_TARGETS = 8, 1000  # of the table of denoising quality by r
@@ -26,12 +27,18 @@ def evaluation_name(split: str) -> str:
     return "eval" if split == "test" else f"eval_{split}"
 
 
+def _ranks_file(name: str) -> str:
+    """Where the ranks of an evaluation are kept: of those without a name in test_ranks.npz, validation_ranks.npz."""
+    usual = {evaluation_name(split): split for split in ("test", "validation")}
+    return f"{usual.get(name, name)}_ranks.npz"
+
+
 def evaluate_checkpoint(
     experiment: Experiment, workdir: pathlib.Path, step: int | None, name: str = "eval", split: str = "test"
 ) -> dict[str, Any]:
     """Evaluates a checkpoint (the best by validation if `step` is None) on the targets of a split: test, validation.
 
-    Prints the table, writes `{name}.json` and, if that is the split's usual name, `{split}_ranks.npz` (users,
+    Prints the table, writes `{name}.json` and `{name}_ranks.npz`, for the usual names `{split}_ranks.npz` (users,
     positions, targets; ranks and log_loss [noise_keys, n]).
     """
     config, log, targets = experiment.config, experiment.log, getattr(experiment.split, split)
@@ -61,8 +68,7 @@ def evaluate_checkpoint(
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, **scores._asdict())
-        if name == evaluation_name(split):
-            np.savez_compressed(workdir / f"{split}_ranks.npz", **arrays)
+        np.savez_compressed(workdir / _ranks_file(name), **arrays)
         write_json(workdir / f"{name}.json", result)
     say(_describe(result, rows, config.eval.select))
     return result
@@ -125,38 +131,57 @@ def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> 
     raise CheckpointError(f"{workdir} holds no checkpoint yet: train first, or name another --workdir")
 
 
-def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...], split: str = "test") -> str:
-    """A table of two evaluated runs on the same targets of a split: both means, and their difference with its interval.
+def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...], name: str = "eval") -> str:
+    """A table of the evaluations of a name of two runs: both means, and their difference with its interval.
 
     Raises:
-      CheckpointError: a run was not evaluated, or on other targets.
+      CheckpointError: a run was not evaluated, on other targets or another log, or among other items.
     """
-    mine, theirs = _read_ranks(workdir, split), _read_ranks(other, split)
-    for name in ("users", "positions", "targets"):
-        if not np.array_equal(mine[name], theirs[name]):
+    mine, theirs = _read_ranks(workdir, name), _read_ranks(other, name)
+    runs = [_read_json(folder, CONFIG_FILE) for folder in (workdir, other)]
+    if tell_other_logs(*runs):
+        raise CheckpointError(f"{other} belongs to another log than {workdir}: train both on the same files")
+    for key in ("catalogue", "seen_items_excluded"):
+        ours, others = (_read_json(folder, f"{name}.json").get(key) for folder in (workdir, other))
+        if ours != others:
+            raise CheckpointError(
+                f"{other} was ranked among other items than {workdir} ({key}: {others} there, {ours} here): "
+                "evaluate both alike, under one --name"
+            )
+    for column in ("users", "positions", "targets"):
+        if not np.array_equal(mine[column], theirs[column]):
             raise CheckpointError(
                 f"{other} was evaluated on other targets than {workdir}: same data, protocol and seed?"
             )
     warm = mine["positions"] > 0
     a, b = (target_metrics(run["ranks"][:, warm], ks) for run in (mine, theirs))
     lines = [f"against {other}: difference, and its 95 % interval by paired bootstrap over users\n"]
-    for name in a:
-        ours, other_values = a[name].mean(axis=0), b[name].mean(axis=0)
+    for metric in a:
+        ours, other_values = a[metric].mean(axis=0), b[metric].mean(axis=0)
         difference, low, high = bootstrap_difference(ours, other_values, mine["users"][warm], draws=2000, seed=0)
         means = f"{ours.mean():.4f}  {other_values.mean():.4f}"
-        lines.append(f"{name:<11} {means}  {difference:+.4f}  [{low:+.4f}, {high:+.4f}]")
+        lines.append(f"{metric:<11} {means}  {difference:+.4f}  [{low:+.4f}, {high:+.4f}]")
     return "\n".join(lines)
 
 
-def _read_ranks(workdir: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    path = workdir / f"{split}_ranks.npz"
+def _read_ranks(workdir: pathlib.Path, name: str) -> dict[str, np.ndarray]:
+    path = workdir / _ranks_file(name)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("users", "positions", "targets", "ranks")}
+            return {column: arrays[column] for column in ("users", "positions", "targets", "ranks")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): evaluate that run first"
-        ) from error
+        raise _not_evaluated(path, error) from error
+
+
+def _read_json(workdir: pathlib.Path, file: str) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_evaluated(workdir / file, error) from error
+
+
+def _not_evaluated(path: pathlib.Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}): evaluate that run first")
 
 
 def show_recommendations(

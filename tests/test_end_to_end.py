@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tiny
 from data_files import GENRES, make_100k, write
+from test_results import evaluation, make_run
 from tiny import shared_compiles  # noqa: F401
 
 from t2diff_jax import final
 from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config import SyntheticConfig
 from t2diff_jax.data.sources.synthetic import make_log
+from t2diff_jax.workdir import open_workdir
 
 pytestmark = pytest.mark.usefixtures("shared_compiles")
 QUICKSTART = "configs/quickstart.py"
@@ -117,10 +119,11 @@ def test_evaluation_gives_the_same_numbers(quickstart, copied, config):
 def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     other = ({100, 200} - {tiny.result(quickstart[0])["step"]}).pop()
     free = ("--config.eval.exclude_seen=True", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
-    against = ("--against", str(quickstart[0]))
+    against = ("--name=eval_other", "--against", str(copied))
     output = tiny.succeed("eval.py", copied, *free, f"--step={other}", "--show=2", *against, config=None)
-    assert re.search(r"^against .*\n\nrecall@5 +0\.\d{4}  0\.\d{4}  [+-]0\.\d{4}  \[", output, re.MULTILINE)
-    result = tiny.result(copied)
+    assert re.search(r"^against .*\n\nrecall@5 +0\.\d{4}  0\.\d{4}  \+0\.0000  \[", output, re.MULTILINE)
+    result = json.loads((copied / "eval_other.json").read_text())
+    assert tiny.result(copied) == tiny.result(quickstart[0])
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
     assert "popularity" not in result and "seen items excluded" in output
     assert len(re.findall(r"^user \d+, after \d+ behaviours$", output, re.MULTILINE)) == 2
@@ -163,11 +166,35 @@ def test_no_result_is_written_over_another_file(copied):
         (["--name=config"], "must be eval or begin with it"),
         (["--name=eval", "--split=validation"], "that of the other split's result"),
         (["--name=eval_validation"], "that of the other split's result"),
-        (["--name=eval_2", "--against", str(copied)], "leave --name out"),
     ]:
         done = tiny.command("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
         assert done.returncode != 0 and told in done.stdout + done.stderr
         assert tiny.snapshot(copied) == before
+
+
+def test_another_evaluation_than_the_runs_own_has_a_name(tmp_path):
+    open_workdir(tmp_path, tiny.tiny(), "")
+    for flags, told in [
+        (["--step=4"], "--step: the result would take the place of eval.json"),
+        (["--config.eval.exclude_seen=True", "--name=eval"], "--config.eval.exclude_seen: the result would"),
+        (["--config.diffusion.sampler_steps=2", "--split=validation"], "take the place of eval_validation.json"),
+    ]:
+        done = tiny.command("eval.py", tmp_path, *flags)
+        assert done.returncode == 1 and told in done.stderr and "give it a --name" in done.stderr
+
+
+def test_runs_that_ranked_other_items_are_not_compared(tmp_path):
+    """Nor runs on another log, where it is known; ranks that an older version kept need nothing new beside them."""
+    for name, excluded, log in (("a", False, "one"), ("b", True, "one"), ("c", False, "two"), ("d", False, "")):
+        make_run(tmp_path / name, [evaluation(0.2, excluded=excluded)], ranks=[1.0, 20.0], log=log)
+    with pytest.raises(CheckpointError, match=r"b was ranked among other items .*seen_items_excluded: True there"):
+        final.compare(tmp_path / "a", tmp_path / "b", (10,))
+    with pytest.raises(CheckpointError, match="c belongs to another log"):
+        final.compare(tmp_path / "a", tmp_path / "c", (10,))
+    assert "+0.0000" in final.compare(tmp_path / "a", tmp_path / "d", (10,))
+    (tmp_path / "d" / "eval.json").unlink()
+    with pytest.raises(CheckpointError, match=r"d/eval\.json cannot be read .*evaluate that run first"):
+        final.compare(tmp_path / "a", tmp_path / "d", (10,))
 
 
 def test_a_run_is_compared_with_another(quickstart, copied, tmp_path):
