@@ -3,6 +3,7 @@
 import json
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -169,7 +170,7 @@ def _read_ranks(workdir: pathlib.Path, name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {column: arrays[column] for column in ("users", "positions", "targets", "ranks")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise _not_evaluated(path, error) from error
 
 

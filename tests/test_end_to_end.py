@@ -214,9 +214,12 @@ def test_a_run_is_compared_with_another(quickstart, copied, tmp_path):
     np.savez(other / "test_ranks.npz", **{**ranks, "positions": ranks["positions"] + 1})
     with pytest.raises(CheckpointError, match="other targets"):
         final.compare(copied, other, (10,))
-    (other / "test_ranks.npz").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match="evaluate that run first"):
-        final.compare(copied, other, (10,))
+    whole = (copied / "test_ranks.npz").read_bytes()
+    middle = len(whole) // 3  # of packed numbers
+    for damaged in (b"garbage", b"", whole[:middle] + b"0" * 8 + whole[middle + 8 :]):
+        (other / "test_ranks.npz").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="evaluate that run first"):
+            final.compare(copied, other, (10,))
 
 
 # --- what is wrong is said in one line -------------------------------------------------------------------------------
