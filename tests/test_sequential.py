@@ -77,7 +77,7 @@ def test_the_user_is_the_last_state(model):
     users, mask = model.encode(model.variables, BATCH)
     width = 17 if model.retriever.kind is STOSANet else 8
     assert users.shape == (5, 1, width + 4) and users.dtype == jnp.float32 and mask.all()
-    np.testing.assert_allclose(users, model.states(model.variables, BATCH)[:, -1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(users, model.states(model.variables, BATCH)[:, -1], rtol=1e-5, atol=1e-5)
 
 
 def test_no_state_sees_a_later_behaviour(model):

@@ -122,7 +122,6 @@ def test_a_build_settles_what_depends_on_the_log_and_the_devices():
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"train__batch_size": 12}, "config.train.batch_size"),
         ({"mesh__model": 8, "model__row_multiple": 1}, "config.mesh.model"),
         ({"mesh__model": 3}, "config.mesh"),
     ],

@@ -12,8 +12,8 @@ _METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss
 _COMPARED = ("ndcg@10", "recall@20")
 
 
-def mean_over_seeds(values: Sequence[float], digits: int = 4) -> str:
-    """`.1234 ± .0005`: mean and sample standard deviation; the mean alone of a single value; "" where one is NaN."""
+def mean_over_seeds(values: Sequence[float | None], digits: int = 4) -> str:
+    """`.1234 ± .0005`: mean and sample standard deviation; the mean alone of one; "" where one is missing."""
     if np.isnan(np.array(values, np.float64)).any():
         return ""
     mean = f"{np.mean(values):.{digits}f}"
