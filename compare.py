@@ -13,22 +13,26 @@ Rows that are tested in another way (--config.eval.exclude_seen, the protocol, t
 import collections
 import concurrent.futures
 import itertools
-import json
 import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from t2diff_jax.command_line import parser
+from t2diff_jax.child_runs import ChildRuns, stopped_by_signals
+from t2diff_jax.command_line import config_of, parser
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ConfigError
 from t2diff_jax.explain import explained
+from t2diff_jax.interrupt import Preempted
 from t2diff_jax.results.runs import ResultsError, Run, is_excluded, read_run, rows_of
 from t2diff_jax.results.tables import accuracy_table, columns
-from t2diff_jax.workdir import tell_other_logs
+from t2diff_jax.workdir import check_same_run, tell_other_logs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What all models share; override with --config.key=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, and of the table: comparison.md.")
@@ -53,7 +57,8 @@ def main(argv: list[str]) -> None:
     """One process a run; then the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    with explained(on_interrupt="stopped; the same command goes on"):
+    stopped = "stopped; the same command goes on"
+    with explained(on_interrupt=stopped), stopped_by_signals(stopped):
         run(pathlib.Path(_WORKDIR.value), _rows([*map(_model, _MODELS.value), *_ROW.value]))
 
 
@@ -67,7 +72,8 @@ def run(folder: pathlib.Path, rows: dict[str, list[str]]) -> None:
         for label, own in rows.items()
         for seed in range(_SEEDS.value)
     }
-    train_all({workdir: words for workdir, words in wanted.items() if not is_done(workdir, words)}, _AT_ONCE.value)
+    open_runs = [workdir for workdir, config in configs_of(wanted).items() if not is_done(workdir, config)]
+    train_all({workdir: wanted[workdir] for workdir in open_runs}, _AT_ONCE.value)
     page = []
     for group in groups_of(list(map(read_run, wanted))):
         runs, data, excluded = rows_of(group), group[0].data, is_excluded(group[0])
@@ -102,42 +108,82 @@ def groups_of(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def is_done(workdir: pathlib.Path, words: list[str]) -> bool:
-    """Whether a run was trained and tested before. Exits where that was with other words: it is not of this table."""
-    if not (workdir / "eval.json").exists():
+def configs_of(wanted: dict[pathlib.Path, list[str]]) -> dict[pathlib.Path, Config]:
+    """The configuration of each run: what is wrong with one shows before the first is trained.
+
+    Raises:
+      ConfigError: names the run.
+    """
+    configs = {}
+    for workdir, words in wanted.items():
+        try:
+            configs[workdir] = config_of(words)
+        except ConfigError as error:
+            raise ConfigError(f"row {workdir.name}: {error}") from error
+    return configs
+
+
+def is_done(workdir: pathlib.Path, config: Config) -> bool:
+    """Whether a run was trained and tested before.
+
+    Raises:
+      ConfigError: its folder is of another configuration.
+    """
+    if not (workdir / "config.json").exists():
         return False
-    before = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["command"]
-    if before != shlex.join(["python", "train.py", *_to(workdir, words)]):
-        sys.exit(f"{workdir} was made by\n  {before}\nand not with these settings: name another --workdir")
-    print(f"{workdir.name}: done before", flush=True)
-    return True
+    done = (workdir / "eval.json").exists()
+    check_same_run(workdir, config, finished=done)
+    if done:
+        print(f"{workdir.name}: done before", flush=True)
+    return done
 
 
 def train_all(wanted: dict[pathlib.Path, list[str]], at_once: int) -> None:
-    """Trains and tests runs, so many at a time. Where one fails no more are started, and the command ends as it did."""
+    """Trains and tests runs, so many at a time. Where one fails no more are started, and the command ends as it did.
+
+    When this command is stopped, what runs is told to save and stop.
+    """
+    children = ChildRuns()
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        runs = [pool.submit(train, workdir, words, apart=at_once > 1) for workdir, words in wanted.items()]
+        numbered = enumerate(wanted.items(), start=1)
+        runs = [
+            pool.submit(train, children, workdir, words, f"run {number} of {len(wanted)}", apart=at_once > 1)
+            for number, (workdir, words) in numbered
+        ]
         try:
             for run in concurrent.futures.as_completed(runs):
                 run.result()
+        except (KeyboardInterrupt, Preempted):
+            _stop(children, pool)
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
+def _stop(children: ChildRuns, pool: concurrent.futures.Executor) -> None:
+    """Waits until what runs has saved and ended; a further Ctrl-C ends it at once."""
+    children.stop()
+    try:
+        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        children.stop(signal.SIGKILL)
+        raise
+
+
+def train(children: ChildRuns, workdir: pathlib.Path, words: list[str], place: str, *, apart: bool) -> None:
     """Trains and tests one run; `apart`: what it prints goes to a file beside its folder."""
-    words = _to(workdir, words)
-    print(f"{workdir.name}: {shlex.join(words)}", flush=True)
+    words = [*words, f"--workdir={workdir}"]
+    print(f"{workdir.name} ({place}): {shlex.join(words)}", flush=True)
     call = [sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *words]
     if not apart:
-        status = subprocess.run(call).returncode
+        status = children.run(call)
     else:
         output = workdir.parent / f"{workdir.name}.log"
         output.parent.mkdir(parents=True, exist_ok=True)
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # else the first takes most of a GPU's memory
         with output.open("a", encoding="utf-8") as file:
-            status = subprocess.run(call, env=shared, stdout=file, stderr=subprocess.STDOUT).returncode
+            status = children.run(call, env=shared, stdout=file, stderr=subprocess.STDOUT)
     stopped = not (workdir / "eval.json").exists()  # by SIGTERM, at which a run saves what it has and ends well
     if apart:
         print(f"{workdir.name}: {f'failed, see {output}' if status else 'stopped' if stopped else 'done'}", flush=True)
@@ -147,15 +193,13 @@ def train(workdir: pathlib.Path, words: list[str], *, apart: bool) -> None:
         sys.exit(f"{workdir.name} was stopped before its end: start the same command again, it goes on from there")
 
 
-def _to(workdir: pathlib.Path, words: list[str]) -> list[str]:
-    return [*words, f"--workdir={workdir}"]
-
-
 def _model(name: str) -> str:
     return f"{name}: --config.model.name={name}"
 
 
 def _rows(texts: list[str]) -> dict[str, list[str]]:
+    if not texts:
+        raise app.UsageError("--models is empty and there is no --row: name at least one")
     rows: dict[str, list[str]] = {}
     for label, words in map(_row, texts):
         if not re.fullmatch(r"[\w.+-]+", label):

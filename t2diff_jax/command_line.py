@@ -3,12 +3,14 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from t2diff_jax.checkpoint import CheckpointError
-from t2diff_jax.config_values import ConfigError, check_overrides
+from t2diff_jax.config import Config
+from t2diff_jax.config_values import ConfigError, check_overrides, from_mapping
 
 _OF_RUN = pathlib.Path(__file__).parents[1] / "configs" / "of_run.py"
 
@@ -37,6 +39,24 @@ def parser(config: flags.FlagHolder, *, of_run: bool = False) -> Callable[[list[
         return rest
 
     return parse
+
+
+def config_of(words: Sequence[str]) -> Config:
+    """The configuration that `--config=FILE` and `--config.key=value` words describe to a command.
+
+    Raises:
+      ConfigError: a word that is neither, a key that does not exist, or a value that cannot be used.
+    """
+    check_overrides(words)
+    command, own = ["", *words], flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", sys_argv=command, flag_values=own)
+    try:
+        rest = own(command)[1:]
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    if rest:
+        raise ConfigError(f"{rest[0]}: give --config.key=value, as often as needed")
+    return from_mapping(holder.value)
 
 
 def _workdir_alone(argv: list[str]) -> str | None:

@@ -81,7 +81,12 @@ def model_rules(c: "Config") -> Rules:
             "model",
             "hidden, activation_hidden, user_feature_dim and init_sd must be positive",
         ),
-        (m.dim > m.category_dim + m.content_dim, "model.dim", "must exceed category_dim + content_dim"),
+        (
+            m.dim > m.category_dim + m.content_dim,
+            "model.dim",
+            f"{m.dim} must exceed model.category_dim + model.content_dim, {m.category_dim} + {m.content_dim}; set that "
+            "to 0 of which the log has none",
+        ),
         (
             m.item_tower == "dense" or m.user_tower == "ffn",
             "model.item_tower",
@@ -176,7 +181,6 @@ def rival_rules(c: "Config") -> Rules:
             "model.interests.number",
             "exceeds the log2 of the behaviours that interests are made of: the rest would never speak",
         ),
-        (m.name != "diffurec" or c.diffusion.samples == 1, "diffusion.samples", "must be 1 for diffurec"),
         (not of_interests or c.eval.merge == "max", "eval.merge", "must be max for models of several interests"),
         (
             m.contrast_vae.temperature > 0 and min(m.contrast_vae.kl_weight, m.contrast_vae.contrast_weight) >= 0,
@@ -222,6 +226,11 @@ def slot_rules(c: "Config") -> Rules:
     d = c.diffusion
     return [
         (d.samples >= 1, "diffusion.samples", "must be at least 1"),
+        (
+            d.samples == 1 or c.model.name in WITH_SLOT,
+            "diffusion.samples",
+            f"is for {' and '.join(WITH_SLOT)}; must be 1 for other models, some of which have model.vectors",
+        ),
         (
             c.model.slot in ("diffusion", "empty") or c.model.name == "t2diff_causal",
             "model.slot",

@@ -24,7 +24,7 @@ _EXPLAINED = (ConfigError, DataError, CheckpointError, ResultsError, FloatingPoi
 
 @contextlib.contextmanager
 def explained(*, on_interrupt: str) -> Iterator[None]:
-    """Exits with the message of an error that is meant for the user, or with `on_interrupt` after Ctrl-C.
+    """Exits with the message of an error that is meant for the user, or after Ctrl-C with its own, else `on_interrupt`.
 
     A run that was told to stop and saved what it had ends well: with status 0.
     """
@@ -45,8 +45,8 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
     except Preempted as told:
         print(told, file=sys.stderr, flush=True)
         sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(on_interrupt)
+    except KeyboardInterrupt as told:
+        sys.exit(str(told) or on_interrupt)
     finally:
         sys.unraisablehook = hook
 

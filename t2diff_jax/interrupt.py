@@ -14,8 +14,8 @@ import jax
 from jax.experimental import multihost_utils
 
 _SAID = {
-    signal.SIGINT: b"\nstopping after this step; Ctrl-C again stops at once\n",
-    signal.SIGTERM: b"\nSIGTERM: stopping after this step, with a checkpoint\n",
+    signal.SIGINT: "\nstopping after this step{}; Ctrl-C again stops at once\n",
+    signal.SIGTERM: "\nSIGTERM: stopping after this step{}\n",
 }
 
 
@@ -24,10 +24,11 @@ class Preempted(Exception):  # noqa: N818, it is no error
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C only makes `check` raise; a second one raises where it falls, as usual.
+    """While entered, SIGTERM and the first Ctrl-C only make `asked` true; a second Ctrl-C raises where it falls.
 
-    SIGTERM only makes `preempted` true. Where processes have joined, JAX's own runtime notes it, tells all of them and
-    finds the step that they stop before. Outside of the main thread, which alone may handle signals, it does nothing.
+    Where processes have joined, JAX's own runtime notes SIGTERM, tells all of them and finds the step that they stop
+    before; Ctrl-C, of which one process may know alone, makes `check` raise. Outside of the main thread, which alone
+    may handle signals, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -45,21 +46,27 @@ class StopRequest:
             self._restore(number)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was pressed since the request was entered."""
-        if signal.SIGINT in self._asked:
+        """Raises KeyboardInterrupt if Ctrl-C was pressed in a run of several processes, which cannot save for it."""
+        if self.interrupted and jax.distributed.is_initialized():
             raise KeyboardInterrupt
 
-    def preempted(self, step: int) -> bool:
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed since the request was entered."""
+        return signal.SIGINT in self._asked
+
+    def asked(self, step: int) -> bool:
         """Whether the run is to end before this step. All processes must ask at every step, and get the same answer."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
-        return signal.SIGTERM in self._asked
+        return bool(self._asked)
 
     def _note(self, number: int, _frame: types.FrameType | None) -> None:
         self._asked.add(number)
         if number == signal.SIGINT:
             self._restore(number)
-        os.write(2, _SAID[number])  # print is not safe where the signal may have come amid a print
+        saves = "" if jax.distributed.is_initialized() else ", with a checkpoint"
+        os.write(2, _SAID[number].format(saves).encode())  # print is not safe where the signal may come amid a print
 
     def _restore(self, number: int) -> None:
         if number in self._previous:

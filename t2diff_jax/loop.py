@@ -1,4 +1,4 @@
-"""The training loop. Its order is fixed: resume; obey Ctrl-C, evaluate, save, obey SIGTERM, next batch, step, log."""
+"""The training loop. Its order is fixed: resume; evaluate, save, obey Ctrl-C and SIGTERM, next batch, step, log."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from t2diff_jax.experiment import Experiment
 from t2diff_jax.interrupt import Preempted, StopRequest
 from t2diff_jax.sharding import check_batch
 from t2diff_jax.train_state import TrainState
-from t2diff_jax.workdir import open_workdir
+from t2diff_jax.workdir import claimed, open_workdir
 from t2diff_jax.writer import MetricsWriter, progress_line, say, write_json
 
 
@@ -34,22 +34,24 @@ def train(experiment: Experiment, workdir: pathlib.Path, origin: dict[str, Any] 
 
     Raises:
       ConfigError: the batch does not divide by the devices, or the workdir is of other settings. Nothing is written.
+      CheckpointError: another process trains in the workdir, or as `open_workdir`.
       DivergenceError: checkpoints saved before stay as they are.
-      KeyboardInterrupt: after Ctrl-C, between two steps.
+      KeyboardInterrupt: after Ctrl-C, between two steps, with a checkpoint but where processes have joined.
       Preempted: after SIGTERM, between two steps, with a checkpoint.
     """
     config, digest = experiment.config, experiment.log.digest()
     check_batch(experiment.mesh, config.train.batch_size, "config.train.batch_size")
-    open_workdir(workdir, config, digest)
-    if origin and jax.process_index() == 0:
-        write_json(workdir / "run.json", origin)
-    with (
-        StopRequest() as request,
-        Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer,
-    ):
-        state, start = resume(experiment, checkpointer)
-        with MetricsWriter(workdir, resume_step=start if start else -1) as writer:
-            _run(experiment, checkpointer, writer, request, state, start)
+    with claimed(workdir):
+        open_workdir(workdir, config, digest)
+        if origin and jax.process_index() == 0:
+            write_json(workdir / "run.json", origin)
+        with (
+            StopRequest() as request,
+            Checkpointer(workdir, keep=config.train.keep, select=config.eval.select, log_digest=digest) as checkpointer,
+        ):
+            state, start = resume(experiment, checkpointer)
+            with MetricsWriter(workdir, resume_step=start if start else -1) as writer:
+                _run(experiment, checkpointer, writer, request, state, start)
 
 
 def resume(experiment: Experiment, checkpointer: Checkpointer) -> tuple[TrainState, int]:
@@ -91,9 +93,10 @@ def _run(
         if last:
             checkpointer.wait()
             request.check()  # what was asked during the last validation or save
-        if request.preempted(step):
+        if request.asked(step):
             _log(pending, experiment, checkpointer, writer, meter)
-            raise _preempted(step, state, checkpointer)
+            by, end = ("Ctrl-C", KeyboardInterrupt) if request.interrupted else ("SIGTERM", Preempted)
+            raise end(f"stopped by {by}{_saved(step, state, checkpointer)}")
         if last:
             return
         batch = next(batches)
@@ -118,15 +121,15 @@ def _examine(
         raise _diverged(f"step {step}: a score of the validation is not finite", checkpointer) from error
 
 
-def _preempted(step: int, state: TrainState, checkpointer: Checkpointer) -> Preempted:
-    """After a checkpoint of this step, unless there is one or nothing was done yet."""
+def _saved(step: int, state: TrainState, checkpointer: Checkpointer) -> str:
+    """Saves this step, unless that was done or nothing to do yet; how the run goes on."""
     if not step:
-        return Preempted("stopped by SIGTERM before the first step; the same command starts the run")
+        return " before the first step; the same command starts the run"
     if step != checkpointer.latest_step():
         _examine(step, state, None, checkpointer)
         checkpointer.save(step, state, {})
     checkpointer.wait()
-    return Preempted(f"stopped by SIGTERM; step {step} is saved, the same command goes on from there")
+    return f"; step {step} is saved, the same command goes on from there"
 
 
 @jax.jit

@@ -1,15 +1,19 @@
 """What a workdir belongs to: one configuration and one log, written at its first start and checked ever after.
 
     config.json            the configuration and the digest of the log
+    lock                   held while a process trains
     checkpoints/           see `checkpoint.py`
 
 A workdir is a local or mounted folder, shared between processes.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +21,10 @@ import jax
 from t2diff_jax.checkpoint import FOLDER, CheckpointError, other_log
 from t2diff_jax.config import Config
 from t2diff_jax.config_values import ASIDE, ConfigError, differences, from_mapping, resume_conflicts, to_dict
-from t2diff_jax.writer import write_json
+from t2diff_jax.writer import say, write_json
 
 CONFIG_FILE = "config.json"
+_LOCK = "lock"
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
 _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
 # What versions before these keys of `model` did.
@@ -28,14 +33,50 @@ _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 # Of the section `data`: what the log holds depends on them, and on the files.
 _OF_LOG = ("source", "min_user_count", "min_item_count", "categories", "user_features", "content", "real_times")
 _OF_LOG += ("movielens", "kuairand", "table", "tfds", "synthetic")
+_NO_NUMBER = ("prepare.", "auto.", "dry_run.", "mesh.", "cold.", "data.prefetch", "eval.batch_size", "eval.block")
+_NO_NUMBER += ("eval.search", "train.log_every", "train.keep", "train.compilation_cache")
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike) -> Iterator[None]:
+    """Makes a workdir and keeps other trainings out of it while entered; a process that is killed holds nothing.
+
+    Of several joined processes the first claims it. Where the file system has no locks nobody is kept out.
+
+    Raises:
+      CheckpointError: another process trains there; says which.
+    """
+    if jax.process_index():
+        yield
+        return
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"{folder} is in use by another training ({file.read()}): stop it or let it end, or use another "
+                "--workdir"
+            ) from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
-    The sections `config_values.ASIDE` but for what defines the validation metric, `train.steps`,
-    `train.compilation_cache` and `data.path` may change from start to start; the file follows.
+    The sections `config_values.ASIDE` but for what defines the validation metric, `train.steps` (not below what is
+    saved), `train.compilation_cache` and `data.path` may change from start to start; the file follows.
 
     Raises:
       ConfigError: settings that make another run differ from the stored ones; lists them.
@@ -43,7 +84,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
     """
     folder = pathlib.Path(workdir)
     path = folder / CONFIG_FILE
-    trained = any(child.name.isdigit() for child in (folder / FOLDER).glob("*"))
+    trained = max((int(child.name) for child in (folder / FOLDER).glob("*") if child.name.isdigit()), default=0)
     if path.exists():
         old, old_digest = read_config(folder, config)
         if conflicts := resume_conflicts(old, config):
@@ -56,11 +97,26 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
             raise CheckpointError(f"{path} belongs to {other_log(old_digest, log_digest)}")
         if old == config:
             return
+        _check_steps(folder, old, config, trained)
     elif trained:
         raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG_FILE}: put it back or use another --workdir")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
+
+
+def _check_steps(folder: pathlib.Path, old: Config, config: Config, trained: int) -> None:
+    steps, decays = config.train.steps, config.optim.decay == "cosine" and not config.optim.decay_steps
+    if steps < trained:
+        raise ConfigError(
+            f"config.train.steps: {folder} holds step {trained} already, {steps} are fewer: set at least {trained}, or "
+            "use another --workdir"
+        )
+    if trained and decays and steps != old.train.steps:
+        say(
+            f"train.steps: {old.train.steps} before, {steps} now, where the learning rate comes to 0 "
+            f"(optim.decay_steps=0): not the run that {steps} steps from the start would be"
+        )
 
 
 def read_config(workdir: str | os.PathLike, config: Config) -> tuple[Config, str]:
@@ -122,6 +178,23 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
             f"the checkpoints in {workdir} are of another model or other data:\n{_listed(differing)}\n"
             "Set the stored values, or name another --workdir"
         )
+
+
+def check_same_run(workdir: str | os.PathLike, config: Config, *, finished: bool) -> None:
+    """Checks that a workdir is of a run of `config`, as a row of a comparison must be.
+
+    finished: whether it is trained and tested. Else what a start may change (`open_workdir`) may differ.
+
+    Raises:
+      ConfigError: lists what differs. How the same numbers are come by (blocks, batches of an evaluation, devices,
+        intervals of saving and printing) may.
+      CheckpointError: the workdir has no readable `config.json`.
+    """
+    old, _ = read_config(workdir, config)
+    differing = differences(old, config) if finished else resume_conflicts(old, config)
+    free = _NO_NUMBER + (("loss.negatives", "optim.lazy_rows") if config.loss.negatives == -1 else ())
+    if differing := {name: pair for name, pair in differing.items() if not name.startswith(free)}:
+        raise ConfigError(f"{workdir} was made with other settings:\n{_listed(differing)}\nName another --workdir")
 
 
 def tell_other_logs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

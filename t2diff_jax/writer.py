@@ -143,7 +143,7 @@ def _lay_out(metrics: list[str], name_width: int, columns: list[list[str]]) -> s
 def _column(system: str, values: list[tuple[float, float | None] | None]) -> list[str]:
     """The cells of one system, its name first, padded to one width so that the decimal points line up."""
     means = ["-" if value is None else f"{value[0]:.4f}" for value in values]
-    spreads = ["" if value is None or value[1] is None else f" ± {value[1]:.4f}" for value in values]
+    spreads = [f" ± {value[1]:.4f}" if value and value[1] else "" for value in values]  # 0: of a model without noise
     mean_width, spread_width = (max(map(len, texts), default=0) for texts in (means, spreads))
     cells = [f"{mean:>{mean_width}}{spread:<{spread_width}}" for mean, spread in zip(means, spreads, strict=True)]
     width = max(len(system), mean_width + spread_width)

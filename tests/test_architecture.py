@@ -27,7 +27,7 @@ PARTS = [
         "gpu_kinds",
     },
     {"experiment"},
-    {"loop", "final", "explain", "results", "dry_run", "command_line", "preranking"},
+    {"loop", "final", "explain", "results", "dry_run", "command_line", "child_runs", "preranking"},
     {"train", "eval", "prepare", "compare", "prerank"},
 ]
 LAYER = {part: number for number, parts in enumerate(PARTS) for part in parts}

@@ -1,8 +1,11 @@
 """Several models on one log by one command."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -20,17 +23,23 @@ def run(folder, *flags):
 
 
 TRAINED_AT_ONCE = """
-import json, os, pathlib, shlex, sys
+import json, os, pathlib, signal, sys, time
 from test_results import evaluation, make_run
 
-words = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+from t2diff_jax.command_line import config_of
+from t2diff_jax.config_values import to_dict
+
+folder = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
 if os.environ["MODE"] == "stopped":
     sys.exit(0)
-folder, excluded = pathlib.Path(words["workdir"]), words.get("config.eval.exclude_seen") == "True"
-make_run(folder, [evaluation(0.2, excluded=excluded)], ranks=[1.0, 2.0], log=os.environ["MODE"])
-origin = json.loads((folder / "run.json").read_text())
-origin["command"] = shlex.join(["python", "train.py", *sys.argv[1:]])
-(folder / "run.json").write_text(json.dumps(origin))
+if os.environ["MODE"] == "waits":
+    folder.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / "saved").write_text("at SIGTERM") and 0))
+    (folder / "started").touch()
+    time.sleep(100)
+config = config_of(sys.argv[1:-1])
+make_run(folder, [evaluation(0.2, excluded=config.eval.exclude_seen)], ranks=[1.0, 2.0])
+(folder / "config.json").write_text(json.dumps({"log_digest": os.environ["MODE"], "config": to_dict(config)}))
 """
 
 
@@ -40,19 +49,24 @@ def quickly(tmp_path):
     shutil.copy(tiny.ROOT / "compare.py", tmp_path)
     (tmp_path / "train.py").write_text(TRAINED_AT_ONCE)
 
-    def run(mode, *flags):
+    def start(mode, *flags):
         command = [sys.executable, tmp_path / "compare.py", f"--config={tiny.CONFIG}", f"--workdir={tmp_path / 'runs'}"]
-        where = {"PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}", "MODE": mode}
-        env = tiny.environment() | where
-        return subprocess.run([*command, *flags], cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600)
+        env = tiny.environment() | {"PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}", "MODE": mode}
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([*command, *flags], cwd=tiny.ROOT, env=env, **pipes)
 
-    return run
+    return start
+
+
+def ended(process):
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_a_log_that_changed_between_two_calls_is_noticed(quickly):
-    done = quickly("log one", "--models=caser")
+    done = ended(quickly("log one", "--models=caser"))
     assert done.returncode == 0, done.stdout + done.stderr
-    done = quickly("log two", "--models=caser,sasrec")
+    done = ended(quickly("log two", "--models=caser,sasrec"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "ResultsError: the log changed between these runs:" in done.stderr
     assert "  log log one: caser_seed0\n  log log two: sasrec_seed0\nMove the folders" in done.stderr
@@ -60,7 +74,7 @@ def test_a_log_that_changed_between_two_calls_is_noticed(quickly):
 
 def test_rows_that_are_tested_in_another_way_have_a_table_of_their_own(quickly, tmp_path):
     flags = ("--models=caser,sasrec", *(f"--row={x}: --config.eval.exclude_seen=True" for x in ("new caser", "new")))
-    done = quickly("log", *flags)
+    done = ended(quickly("log", *flags))
     assert done.returncode == 0, done.stdout + done.stderr
     ranked, excluded = done.stdout.split(", seen items excluded, test\n")
     assert "\ncaser " in ranked and "\nsasrec " in ranked and "ndcg@10 against caser [95 %]" in ranked
@@ -70,9 +84,52 @@ def test_rows_that_are_tested_in_another_way_have_a_table_of_their_own(quickly, 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_run_that_was_stopped_is_not_done(quickly, at_once):
-    done = quickly("stopped", "--models=caser", f"--at_once={at_once}")
+    done = ended(quickly("stopped", "--models=caser", f"--at_once={at_once}"))
     assert done.returncode == 1 and "Traceback" not in done.stderr and "caser_seed0: done" not in done.stdout
     assert "caser_seed0 was stopped before its end: start the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_comparison_alone_stops_its_runs_with_what_they_have(quickly, tmp_path, number, at_once):
+    process = quickly("waits", "--models=caser,sasrec,hstu", f"--at_once={at_once}")
+    first = tmp_path / "runs" / "caser_seed0"
+    while not (first / "started").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    done = ended(process)
+    assert (first / "saved").read_text() == "at SIGTERM" and not (tmp_path / "runs" / "hstu_seed0").exists()
+    assert (done.returncode == 0) == (number != signal.SIGINT)  # Ctrl-C also ends what called this command
+    assert "stopped; the same command goes on" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_second_interrupt_ends_runs_that_do_not_stop(quickly, tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "time.sleep(100)\n"
+    )
+    process, started = quickly("", "--models=caser"), tmp_path / "pid"
+    while not (started.exists() and started.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert ended(process).returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_what_is_wrong_with_a_row_shows_before_the_first_is_trained(tmp_path):
+    rows = ("--row=narrow: --config.model.hiden=4", "--row=two: --config.model.heads=3", "--row=x: --steps=4")
+    for row, message in zip(rows, ("did you mean config.model.hidden", "must divide model.dim", "steps"), strict=True):
+        done = run(tmp_path / "none", "--models=caser", row)
+        assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "none").exists()
+        assert f"ConfigError: row {row[6:].split(':')[0]}_seed0: " in done.stderr and message in done.stderr
 
 
 def test_rows_of_models_and_of_flags(tmp_path):
@@ -84,9 +141,10 @@ def test_rows_of_models_and_of_flags(tmp_path):
     assert {line.split()[0] for line in table[3:5]} == {"caser", "narrow_caser"} and "popularity" in table[5]
     assert "[95 %]" in table[1]
     other = run(tmp_path, *flags, "--config.train.steps", "6")
-    assert other.returncode == 1 and "caser_seed0 was made by\n  python train.py" in other.stderr
-    assert "name another --workdir" in other.stderr and "Traceback" not in other.stderr
-    again = run(tmp_path, *flags)
+    assert other.returncode == 1
+    assert "caser_seed0 was made with other settings:\n  train.steps: 8 there, 6 now" in other.stderr
+    assert "Name another --workdir" in other.stderr and "Traceback" not in other.stderr
+    again = run(tmp_path, *reversed(flags), "--config.eval.block=32")
     assert again.returncode == 0 and "caser_seed0: done before" in again.stdout
     assert again.stdout[again.stdout.index("\nrow ") :] == done.stdout[done.stdout.index("\nrow ") :]
 
@@ -99,7 +157,7 @@ def test_several_at_once(tmp_path):
         assert "recall@10" in (tmp_path / f"caser_seed{seed}.log").read_text()
     row = next(line for line in done.stdout.splitlines() if line.startswith("caser "))
     assert row.split()[1] == "2"
-    failed = run(tmp_path / "other", "--models=caser,sasrec,gru4rec", "--config.model.hidden=0", "--at_once=2")
+    failed = run(tmp_path / "other", "--models=caser,sasrec,gru4rec", "--config.data.source=table", "--at_once=2")
     assert failed.returncode == 1 and "failed, see" in failed.stdout and not list(tmp_path.glob("other/*/eval.json"))
 
 
@@ -112,6 +170,7 @@ def test_several_at_once(tmp_path):
         (["--models=caser", "--row=caser: --config.model.hidden=4"], "two rows are called caser"),
         (["--row=one: --config.seed=1", "--row=one: --config.seed=2"], "two rows are called one"),
         (["--models=transformer9"], "config.model.name: 'transformer9'"),
+        (["--models="], "--models is empty and there is no --row"),
     ],
 )
 def test_what_cannot_be_a_row(tmp_path, flags, message):

@@ -170,6 +170,7 @@ RULES = [
     ("model.interests.label_power", {"model.interests.label_power": 2.0, "model.name": "comirec_sa"}),
     ("model.interests.number", {"model.interests.number": 5, "model.name": "mind"}),
     ("diffusion.samples", {"diffusion.samples": 2, "model.name": "diffurec"}),
+    ("diffusion.samples", {"diffusion.samples": 2, "model.name": "sasrec"}),
     ("model.dat.unknown_users", {"model.dat.unknown_users": 0.0, "model.name": "dat"}),
     ("eval.merge", {"eval.merge": "logsumexp", "model.name": "mind"}),
     ("loss.seen_before", {"loss.seen_before": -1}),

@@ -1,10 +1,11 @@
-"""Ctrl-C is obeyed at a check, a second one at once; SIGTERM when asked for; afterwards everything is as it was."""
+"""Ctrl-C and SIGTERM are obeyed when asked for, a second Ctrl-C at once; afterwards everything is as it was."""
 
 import os
 import signal
 import threading
 import time
 
+import jax
 import pytest
 
 from t2diff_jax.interrupt import StopRequest
@@ -15,16 +16,20 @@ def interrupt(number=signal.SIGINT):
     time.sleep(0.01)  # the interpreter runs the handler here
 
 
-def test_without_ctrl_c_a_check_does_nothing():
+def test_unless_asked_a_run_goes_on():
     with StopRequest() as request:
         request.check()
+        assert not request.interrupted and not request.asked(1)
 
 
-def test_the_first_is_obeyed_at_the_next_check(capfd):
+def test_the_first_is_noted_until_it_is_asked_for(capfd, monkeypatch):
     with StopRequest() as request:
         interrupt()
-        assert "stopping after this step" in capfd.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
+        assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
+        request.check()
+        assert request.interrupted and request.asked(1)
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+        with pytest.raises(KeyboardInterrupt):  # the other processes may know nothing of it
             request.check()
 
 
@@ -37,12 +42,12 @@ def test_the_second_is_obeyed_at_once():
 
 def test_sigterm_is_noted_until_it_is_asked_for(capfd):
     with StopRequest() as request:
-        assert not request.preempted(1)
+        assert not request.asked(1)
         interrupt(signal.SIGTERM)
         assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
         request.check()
         interrupt(signal.SIGTERM)  # schedulers repeat themselves
-        assert request.preempted(2) and request.preempted(3)
+        assert request.asked(2) and request.asked(3) and not request.interrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,7 @@
 """The training loop: its order, what stops it, and which checkpoint is tested in the end."""
 
 import json
+import os
 import signal
 import types
 
@@ -15,7 +16,7 @@ from t2diff_jax import evaluate, final, loop
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 from t2diff_jax.config_values import ConfigError
 from t2diff_jax.interrupt import Preempted
-from t2diff_jax.workdir import open_workdir
+from t2diff_jax.workdir import claimed, open_workdir
 from t2diff_jax.writer import MetricsWriter
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -115,7 +116,11 @@ def test_order(make, compiled, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "ends"), [(signal.SIGINT, (KeyboardInterrupt, None)), (signal.SIGTERM, (Preempted, "step 2 is saved"))]
+    ("number", "ends"),
+    [
+        (signal.SIGINT, (KeyboardInterrupt, "by Ctrl-C; step 2 is saved")),
+        (signal.SIGTERM, (Preempted, "by SIGTERM; step 2 is saved")),
+    ],
 )
 @pytest.mark.parametrize("during", [(evaluate.Evaluator, "score_targets"), (Checkpointer, "save")])
 def test_what_is_asked_during_the_last_validation_or_save_is_obeyed(make, tmp_path, monkeypatch, during, number, ends):
@@ -134,11 +139,42 @@ def test_what_is_asked_during_the_last_validation_or_save_is_obeyed(make, tmp_pa
     assert json.loads((tmp_path / "run.json").read_text()) == {"command": "train.py"}
 
 
-def test_sigterm_before_the_first_step_says_that_nothing_was_done(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)])
+def test_a_signal_before_the_first_step_says_that_nothing_was_done(make, tmp_path, monkeypatch, number, end):
     resume = loop.resume
-    monkeypatch.setattr(loop, "resume", lambda *args: (signal.raise_signal(signal.SIGTERM), resume(*args))[1])
-    with pytest.raises(Preempted, match="before the first step; the same command starts the run"):
+    monkeypatch.setattr(loop, "resume", lambda *args: (signal.raise_signal(number), resume(*args))[1])
+    with pytest.raises(end, match="before the first step; the same command starts the run"):
         loop.train(make(train__steps=2), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_two_trainings_do_not_share_a_workdir(make, compiled, tmp_path):
+    parts = make(compiled.step, train__steps=2)
+    told = rf"run is in use by another training \(process {os.getpid()} on .+\): stop it"
+    with claimed(tmp_path / "run"), pytest.raises(CheckpointError, match=told):
+        loop.train(parts, tmp_path / "run")
+    assert [child.name for child in (tmp_path / "run").iterdir()] == ["lock"]
+    loop.train(parts, tmp_path / "run")
+
+
+def test_a_finished_run_is_not_cut_short(make, compiled, tmp_path, capsys):
+    loop.train(make(compiled.step, train__steps=4), tmp_path)
+    before = tiny.snapshot(tmp_path)
+    with pytest.raises(ConfigError, match=r"config.train.steps: .* holds step 4 already, 3 are fewer: set at least 4"):
+        loop.train(make(compiled.step, train__steps=3), tmp_path)
+    assert tiny.snapshot(tmp_path) == before
+    loop.train(make(compiled.step, train__steps=6), tmp_path)
+    assert "not the run" not in capsys.readouterr().out  # the rate of the tiny run is constant
+    assert tiny.metrics(tmp_path)[-1]["step"] == 6
+
+
+def test_more_steps_under_a_decay_to_the_last_are_told(make, tmp_path, capsys):
+    decays = dict(optim__decay="cosine")
+    loop.train(make(train__steps=2, **decays), tmp_path)
+    loop.train(make(train__steps=2, **decays), tmp_path)
+    assert "train.steps" not in capsys.readouterr().out
+    loop.train(make(train__steps=3, **decays), tmp_path)
+    assert "train.steps: 2 before, 3 now, where the learning rate comes to 0" in capsys.readouterr().out
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused_where_it_trains(tmp_path):

@@ -435,7 +435,18 @@ def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
         read_run(tmp_path / "a_seed1")
     with pytest.raises(SystemExit) as stop:
         page_of_results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.md")])
-    assert stop.value.code == 1 and "holds no run" in capsys.readouterr().err and not (tmp_path / "x.md").exists()
+    assert stop.value.code == 1 and not (tmp_path / "x.md").exists()
+    assert "nothing holds no finished run\n" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_named_and_left_out(tmp_path, capsys):
+    for name in ("a_seed0", "a_seed1", "b_seed0"):
+        make_run(tmp_path / "runs" / name, [evaluation(0.2)], seed=int(name[-1]), ranks=[1.0, 2.0])
+    for name in ("a_seed1", "b_seed0"):
+        (tmp_path / "runs" / name / "eval.json").unlink()
+    page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md")])
+    assert "not finished, and left out: a_seed1, b_seed0\n" in capsys.readouterr().out
+    assert "a_seed0" in (page := (tmp_path / "x.md").read_text()) and "a_seed1" not in page and "| b |" not in page
 
 
 def test_mean_over_seeds_by_hand():

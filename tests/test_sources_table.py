@@ -97,13 +97,38 @@ def test_floats_in_a_feature_file(tmp_path):
 def test_fractions_of_seconds_are_cut_off_and_large_times_kept(tmp_path):
     log = load_log(data_config("table", write(tmp_path / "a.csv", HEADER, "1,1,1.9", "1,2,-0.5")))
     assert log.times.tolist() == [-1, 1]
-    log = load_log(data_config("table", write(tmp_path / "b.csv", HEADER, "1,1,9007199254740993")))
+    log = load_log(data_config("table", write(tmp_path / "b.csv", HEADER, "1,1,9007199254740993"), real_times=False))
     assert log.times.tolist() == [9007199254740993]
 
 
 def test_a_fraction_beside_a_large_time_costs_it_no_digit(tmp_path):
     path = write(tmp_path / "a.csv", HEADER, "1,1,1.9", "1,2,9007199254740993", "1,3,1e3")
-    assert load_log(data_config("table", path)).times.tolist() == [1, 1000, 9007199254740993]
+    assert load_log(data_config("table", path, real_times=False)).times.tolist() == [1, 1000, 9007199254740993]
+
+
+def test_milliseconds_are_not_taken_for_seconds(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER, "1,1,1", "1,2,1700000000000")
+    with pytest.raises(DataError, match=r"a.csv, line 3, field timestamp: '17.*' where a unix time in seconds .*1000"):
+        load_log(data_config("table", path))
+    assert load_log(data_config("table", path, real_times=False)).times.tolist() == [1, 1700000000000]
+    path = write(tmp_path / "b.csv", HEADER, "1,1,253402300799")  # the last second of 9999
+    assert load_log(data_config("table", path)).times.tolist() == [253402300799]
+
+
+def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path):
+    folder = tmp_path / "log"
+    (folder / "_spark").mkdir(parents=True)
+    for name in ("a.csv", "b.csv", "_SUCCESS", ".a.csv.crc"):
+        write(folder / name, HEADER, "1,1,1")
+    write(folder / "people.csv", "user_id,city", "1,Rome")
+    np.save(folder / "vectors.npy", np.eye(2, dtype=np.float32))
+    aside = dict(table__user_file="people.csv", table__user_columns=("city",), content=str(folder / "vectors.npy"))
+    assert len(load_log(data_config("table", folder, **aside)).items) == 2
+    for name in ("c.csv.gz", "notes.txt", "2024"):
+        (folder / name).mkdir() if name == "2024" else write(folder / name, HEADER, "2,2,2")
+        with pytest.raises(DataError, match=rf"log: {name} is no file .csv, .tsv, .parquet; move it out .* unpack it"):
+            load_log(data_config("table", folder, **aside))
+        (folder / name).rename(folder / f"_{name}")
 
 
 @pytest.mark.parametrize("time", ["1e30", "-1e30", "99999999999999999999", "9223372036854775807", str(2**62), "-9e18"])
@@ -194,7 +219,7 @@ def test_lines_are_those_of_the_file_also_after_quoted_line_ends(tmp_path, lines
         ([HEADER, "1,1,1", "1,1,inf"], "a.csv, line 3, field timestamp: 'inf' where a finite number"),
         ([HEADER, "1,1,1", "1,1"], "a.csv, line 3, field timestamp: no value"),
         ([HEADER + ",x", "1,1,1,1", "1,1,1,1,1"], "a.csv, line 3: 5 fields where 4 are expected"),
-        ([HEADER, '"1,1,1'], "a.csv: cannot be read.*check quotes"),
+        ([HEADER, "1,1,1", '2,2,"2', "3,3,3"], "a.csv, line 3: a quote that is not closed; close it"),
     ],
 )
 def test_bad_csv(tmp_path, lines, message):

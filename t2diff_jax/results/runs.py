@@ -93,16 +93,17 @@ def read_run(folder: pathlib.Path) -> Run:
     return run
 
 
-def read_runs(folder: pathlib.Path) -> list[Run]:
-    """All finished runs of a folder, by name.
+def read_runs(folder: pathlib.Path) -> tuple[list[Run], list[str]]:
+    """All finished runs of a folder, by name; and the names of those that were started and not tested yet.
 
     Raises:
-      ResultsError: there is none, or one is not whole.
+      ResultsError: none is finished, or one is not whole.
     """
-    runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
-    if not runs:
-        raise ResultsError(f"{folder} holds no run")
-    return runs
+    started = sorted(path.parent for path in folder.glob("*/config.json"))
+    finished = [run for run in started if (run / "eval.json").exists()]
+    if not finished:
+        raise ResultsError(f"{folder} holds no finished run" + f" ({len(started)} that are not)" * bool(started))
+    return list(map(read_run, finished)), [run.name for run in started if run not in finished]
 
 
 def keep(run: Run, folder: pathlib.Path) -> None:

@@ -49,22 +49,30 @@ def table_parts(config: DataConfig, rows: int = BLOCK) -> Parts:
     ):
         if file and not used:
             raise DataError(f"{file}: no column of it is used; set {key}")
-    files = _files(path, keys) if path.is_dir() else (path,)
+    files = _files(path, config) if path.is_dir() else (path,)
     _check_kind(files[0])
     first_rows = functools.partial(_first_rows, files, rows, keys)
     return Parts(
         path.stem,
         files,
-        functools.partial(_behaviours, keys),
+        functools.partial(_behaviours, keys, config.real_times),
         functools.partial(_items, path, first_rows, keys),
         functools.partial(_users, path, first_rows, keys) if config.user_features else features.none,
         f"{path}: empty log, no behaviour in it; check the file",
     )
 
 
-def _files(folder: epath.Path, keys: TableConfig) -> tuple[epath.Path, ...]:
-    aside = {folder / file for file in (keys.item_file, keys.user_file) if file}
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _KINDS and path not in aside)
+def _files(folder: epath.Path, config: DataConfig) -> tuple[epath.Path, ...]:
+    aside = {folder / file for file in (config.table.item_file, config.table.user_file, config.content) if file}
+    # Whoever writes a log in parts marks what is no part of it so: _SUCCESS, .part-0.crc.
+    inside = sorted(path for path in folder.iterdir() if path not in aside and not path.name.startswith(("_", ".")))
+    files = [path for path in inside if path.suffix.lower() in _KINDS]
+    if files and len(files) < len(inside):
+        other = next(path for path in inside if path not in files)
+        raise DataError(
+            f"{folder}: {other.name} is no file {', '.join(_KINDS)}; move it out of the folder of the log, unpack it "
+            "if it is a part of it, or begin its name with _ to leave it out"
+        )
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) != 1:
         found = f"files of the kinds {', '.join(kinds)} side by side" if kinds else f"no file {', '.join(_KINDS)}"
@@ -77,9 +85,10 @@ def _check_kind(path: epath.Path) -> None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give a .csv, .tsv or .parquet file")
 
 
-def _behaviours(keys: TableConfig, path: epath.Path, rows: int | None) -> Iterator[Behaviours]:
+def _behaviours(keys: TableConfig, real_times: bool, path: epath.Path, rows: int | None) -> Iterator[Behaviours]:
     for table in _read(path, (keys.user, keys.item, keys.time), keys, rows):
-        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), text.seconds(table, keys.time))
+        times = text.seconds(table, keys.time, real=real_times)
+        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), times)
 
 
 def _read(path: epath.Path, columns: Sequence[str], keys: TableConfig, rows: int | None) -> Iterator[text.TextTable]:

@@ -14,6 +14,7 @@ from t2diff_jax.data.log import DataError
 
 _LONGEST_ID = 256  # characters: an array of strings gives each id the room of the longest
 SECONDS = "convert times to unix seconds"
+_YEAR_10000 = 253_402_300_800  # in unix seconds; in milliseconds it is 1978
 _LINE = "\0line"  # no column of a file is called that
 
 
@@ -185,11 +186,14 @@ def floats(table: TextTable, field: str, remedy: str = "correct or delete the li
     return values.to_numpy()
 
 
-def seconds(table: TextTable, field: str) -> np.ndarray:
+def seconds(table: TextTable, field: str, *, real: bool) -> np.ndarray:
     """A column of times as int64 [rows]: integers exactly, of other numbers the next whole second below.
 
+    real: False where times only give the order.
+
     Raises:
-      DataError: a value is missing, not a number, or so large that differences of times would not fit int64.
+      DataError: a value is missing, not a number, so large that differences of times would not fit int64, or, of real
+        times, beyond the year 9999, as milliseconds are.
     """
     pl = import_polars()
     column = table.frame[field]
@@ -199,6 +203,10 @@ def seconds(table: TextTable, field: str) -> np.ndarray:
         values = values.zip_with(values.is_not_null(), below)
     fits = values.is_between(-(2**62), 2**62, closed="none").fill_null(False)
     _check_cast(table, field, ~fits, "a time below 2^62", SECONDS)
+    if real:
+        expected = "a unix time in seconds (before the year 10000)"
+        remedy = "divide milliseconds by 1000, or set data.real_times=False if times only give the order"
+        _check_cast(table, field, values >= _YEAR_10000, expected, remedy)
     return values.to_numpy()
 
 
@@ -309,6 +317,8 @@ def _unreadable(path: epath.Path, separator: str, n_fields: int, quoted: bool, e
         except UnicodeDecodeError as fault:
             number += raw.count(b"\n", 0, fault.start)
             return f"{path}, line {number}: not UTF-8; convert the file to UTF-8"
+        if quoted and row.count('"') % 2:
+            return f'{path}, line {number}: a quote that is not closed; close it, or write "" for a quote inside quotes'
         found = "".join(row.split('"')[::2] if quoted else row).count(separator) + 1  # not between quotes
         if found > n_fields:
             return f"{path}, line {number}: {found} fields where {n_fields} are expected; correct or delete the line"
