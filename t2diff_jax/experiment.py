@@ -47,8 +47,10 @@ class Experiment:
         log, devices, loss = self.log, jax.devices(), self.config.loss
         drawn = " and ".join(f"{n:,} {of}" for n, of in ((loss.negatives, "drawn"), (loss.batch_negatives, "met")) if n)
         softmax = f"{drawn} negatives" if loss.sampled else "all items"
+        data = self.config.data
         return (
-            f"{log.name}: {log.n_users:,} users, {log.n_items:,} items, {len(log.items):,} behaviours\n"
+            f"{log.name}: {log.n_users:,} users, {log.n_items:,} items, {len(log.items):,} behaviours "
+            f"(of users with at least {data.min_user_count}, items with at least {data.min_item_count})\n"
             f"{self.config.model.name}, softmax over {softmax}, on {len(devices)} {devices[0].device_kind} device(s), "
             f"{jax.process_count()} process(es), jax {jax.__version__}"
         )

@@ -76,6 +76,8 @@ def _run(
     batches = prefetch(experiment.batch_at, range(start, config.steps), experiment.config.data.prefetch)
     pending, meter = None, _Meter(config.batch_size, start, config.steps)
     saved = checkpointer.latest_step()
+    if start < config.steps:
+        say(f"compiling, then steps {start + 1:,} to {config.steps:,}")
     for step in range(start, config.steps + 1):
         request.check()
         last = step == config.steps

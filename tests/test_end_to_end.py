@@ -52,7 +52,9 @@ def copied(quickstart, tmp_path):
 def test_training_says_what_it_does(quickstart):
     workdir, output = quickstart
     assert re.search(
-        r"^synthetic: 400 users, [\d,]+ items, [\d,]+ behaviours\nt2diff, softmax over all items, on 1 cpu", output
+        r"^synthetic: 400 users, [\d,]+ items, [\d,]+ behaviours \(of users with at least 3, items with at least 1\)\n"
+        r"t2diff, softmax over all items, on 1 cpu device\(s\), .*\ncompiling, then steps 1 to 200\n",
+        output,
     )
     progress = r"^step +{}/200  loss [\d.]+  grad_norm [\d.]+  [\d,]+ examples/s  ETA .*\d s$"
     for step in (50, 100, 150, 200):
