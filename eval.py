@@ -53,10 +53,13 @@ def main(argv: list[str]) -> None:
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Evaluates `workdir`, whose model and data must be those of `config`."""
     name, split = _name(config, workdir), _SPLIT.value
+    other = _AGAINST.value and pathlib.Path(_AGAINST.value)
+    if other and not other.samefile(workdir):
+        final.check_comparable(workdir, other, name)
     experiment = final.reopen(config, workdir)
     step = final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)["step"]
-    if _AGAINST.value:
-        say(f"\n{final.compare(workdir, pathlib.Path(_AGAINST.value), config.eval.ks, name)}")
+    if other:
+        say(f"\n{final.compare(workdir, other, config.eval.ks, name)}")
     if _SHOW.value:
         final.show_recommendations(experiment, workdir, step, _SHOW.value, split)
     if _EXPORT.value:

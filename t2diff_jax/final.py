@@ -132,16 +132,26 @@ def restore(experiment: Experiment, workdir: pathlib.Path, step: int | None) -> 
     raise CheckpointError(f"{workdir} holds no checkpoint yet: train first, or name another --workdir")
 
 
+def check_comparable(workdir: pathlib.Path, other: pathlib.Path, name: str = "eval") -> None:
+    """Checks what of `compare` can be known before `workdir` is evaluated.
+
+    Raises:
+      CheckpointError: the other run was not evaluated under that name, or is on another log.
+    """
+    _read_ranks(other, name)
+    _read_json(other, f"{name}.json")
+    if tell_other_logs(*(_read_json(folder, CONFIG_FILE) for folder in (workdir, other))):
+        raise CheckpointError(f"{other} belongs to another log than {workdir}: train both on the same files")
+
+
 def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...], name: str = "eval") -> str:
     """A table of the evaluations of a name of two runs: both means, and their difference with its interval.
 
     Raises:
       CheckpointError: a run was not evaluated, on other targets or another log, or among other items.
     """
+    check_comparable(workdir, other, name)
     mine, theirs = _read_ranks(workdir, name), _read_ranks(other, name)
-    runs = [_read_json(folder, CONFIG_FILE) for folder in (workdir, other)]
-    if tell_other_logs(*runs):
-        raise CheckpointError(f"{other} belongs to another log than {workdir}: train both on the same files")
     for key in ("catalogue", "seen_items_excluded"):
         ours, others = (_read_json(folder, f"{name}.json").get(key) for folder in (workdir, other))
         if ours != others:
@@ -157,11 +167,12 @@ def compare(workdir: pathlib.Path, other: pathlib.Path, ks: tuple[int, ...], nam
     warm = mine["positions"] > 0
     a, b = (target_metrics(run["ranks"][:, warm], ks) for run in (mine, theirs))
     lines = [f"against {other}: difference, and its 95 % interval by paired bootstrap over users\n"]
+    lines.append(f"{'metric':<11} {'here':>6}  {'there':>6}  {'here - there':>12}")
     for metric in a:
         ours, other_values = a[metric].mean(axis=0), b[metric].mean(axis=0)
         difference, low, high = bootstrap_difference(ours, other_values, mine["users"][warm], draws=2000, seed=0)
         means = f"{ours.mean():.4f}  {other_values.mean():.4f}"
-        lines.append(f"{metric:<11} {means}  {difference:+.4f}  [{low:+.4f}, {high:+.4f}]")
+        lines.append(f"{metric:<11} {means}  {difference:+12.4f}  [{low:+.4f}, {high:+.4f}]")
     return "\n".join(lines)
 
 

@@ -123,7 +123,9 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     free = ("--config.eval.exclude_seen=True", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
     against = ("--name=eval_other", "--against", str(copied))
     output = tiny.succeed("eval.py", copied, *free, f"--step={other}", "--show=2", *against, config=None)
-    assert re.search(r"^against .*\n\nrecall@5 +0\.\d{4}  0\.\d{4}  \+0\.0000  \[", output, re.MULTILINE)
+    assert re.search(
+        r"^against .*\n\nmetric +here   there  .*\nrecall@5 +0\.\d{4}  0\.\d{4} +\+0\.0000  \[", output, re.MULTILINE
+    )
     result = json.loads((copied / "eval_other.json").read_text())
     assert tiny.result(copied) == tiny.result(quickstart[0])
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
@@ -172,6 +174,15 @@ def test_no_result_is_written_over_another_file(copied):
         done = tiny.command("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
         assert done.returncode != 0 and told in done.stdout + done.stderr
         assert tiny.snapshot(copied) == before
+
+
+def test_what_cannot_be_compared_shows_before_the_evaluation(tmp_path):
+    open_workdir(tmp_path / "mine", tiny.tiny(), "one")
+    make_run(tmp_path / "other", [evaluation(0.2)], log="one")
+    for folder, told in (("other", r"other/test_ranks.npz .*evaluate that run first"), ("gone", "No such file")):
+        done = tiny.command("eval.py", tmp_path / "mine", "--against", str(tmp_path / folder))
+        assert done.returncode == 1 and re.search(told, done.stderr) and "Traceback" not in done.stderr
+        assert [child.name for child in (tmp_path / "mine").iterdir()] == ["config.json"]
 
 
 def test_another_evaluation_than_the_runs_own_has_a_name(tmp_path):
