@@ -20,7 +20,7 @@ import jax
 
 from t2diff_jax.checkpoint import FOLDER, CheckpointError, other_log
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import ASIDE, ConfigError, differences, from_mapping, resume_conflicts, to_dict
+from t2diff_jax.config_values import ASIDE, NO_NUMBER, ConfigError, differences, from_mapping, resume_conflicts, to_dict
 from t2diff_jax.writer import say, write_json
 
 CONFIG_FILE = "config.json"
@@ -33,8 +33,6 @@ _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 # Of the section `data`: what the log holds depends on them, and on the files.
 _OF_LOG = ("source", "min_user_count", "min_item_count", "categories", "user_features", "content", "real_times")
 _OF_LOG += ("movielens", "kuairand", "table", "tfds", "synthetic")
-_NO_NUMBER = ("prepare.", "auto.", "dry_run.", "mesh.", "cold.", "data.prefetch", "eval.batch_size", "eval.block")
-_NO_NUMBER += ("eval.search", "train.log_every", "train.keep", "train.compilation_cache")
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -192,7 +190,7 @@ def check_same_run(workdir: str | os.PathLike, config: Config, *, finished: bool
     """
     old, _ = read_config(workdir, config)
     differing = differences(old, config) if finished else resume_conflicts(old, config)
-    free = _NO_NUMBER + (("loss.negatives", "optim.lazy_rows") if config.loss.negatives == -1 else ())
+    free = NO_NUMBER + (("loss.negatives", "optim.lazy_rows") if config.loss.negatives == -1 else ())
     if differing := {name: pair for name, pair in differing.items() if not name.startswith(free)}:
         raise ConfigError(f"{workdir} was made with other settings:\n{_listed(differing)}\nName another --workdir")
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-_NO_DIFFERENCE = ("seed", "eval.block", "mesh.", "dry_run.", "prepare.", "auto.", "data.path", "data.prefetch")
+from t2diff_jax.config_values import NO_NUMBER
+
+_NO_DIFFERENCE = ("seed", "data.path", *NO_NUMBER)
 _SEED = re.compile(r"_seed\d+$")
 
 
