@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from ml_collections import config_flags
 
 from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config import Config
-from t2diff_jax.config_values import ConfigError, check_overrides, from_mapping
+from t2diff_jax.config_values import ConfigError, check_overrides, from_mapping, keys_named
 
 _OF_RUN = pathlib.Path(__file__).parents[1] / "configs" / "of_run.py"
 
@@ -26,6 +27,7 @@ def parser(config: flags.FlagHolder, *, of_run: bool = False) -> Callable[[list[
     def parse(argv: list[str]) -> list[str]:
         try:
             check_overrides(argv)
+            _check_flags(argv)
             if of_run and (workdir := _workdir_alone(argv)):
                 argv.insert(1, f"--config={_OF_RUN}:{workdir}")  # in sys.argv, where ml_collections looks for overrides
             rest = app.parse_flags_with_usage(argv)
@@ -39,6 +41,15 @@ def parser(config: flags.FlagHolder, *, of_run: bool = False) -> Callable[[list[
         return rest
 
     return parse
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    """Exits where a flag that does not exist is called as a setting is."""
+    for word in argv[1 : argv.index("--") if "--" in argv else None]:
+        name = re.match(r"--?([\w.]+)", word)
+        if name and name[1] not in flags.FLAGS and (keys := keys_named(name[1])):
+            settings = " or ".join(f"--config.{key}" for key in keys)
+            sys.exit(f"--{name[1]}: no such flag; a setting is given as {settings}")
 
 
 def config_of(words: Sequence[str]) -> Config:

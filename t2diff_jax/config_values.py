@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -104,6 +104,16 @@ def check_overrides(arguments: Sequence[str]) -> None:
             if name not in names:
                 raise ConfigError(_no_such_key(path, name, names))
             section, path = typing.get_type_hints(section)[name], f"{path}.{name}"
+
+
+def keys_named(name: str) -> list[str]:
+    """The dotted keys that are called so, or end in it: ["train.steps", ...] of "steps"."""
+
+    def keys(section: type, prefix: str) -> Iterator[str]:
+        for key, hint in typing.get_type_hints(section).items():
+            yield from keys(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else [prefix + key]
+
+    return [key for key in keys(Config, "") if f".{key}".endswith(f".{name}")]
 
 
 def _no_such_key(path: str, key: str, known: list[str]) -> str:

@@ -250,6 +250,9 @@ def spoil_a_checkpoint(workdir):
 
 WRONG = {
     "misspelt key": ("train.py", ("--config.model.dmi=8",), "ConfigError: config.model.dmi: no such key; did you mean"),
+    "a setting as a flag": (
+        "train.py", ("--steps=5",), "^--steps: no such flag; a setting is given as --config.diffusion.steps or",
+    ),
     "no such folder": (
         "train.py", ("--config.data.source=movielens", "--config.data.path=no/such/folder"),
         "DataError: no/such/folder: no such file or folder; set data.path",
