@@ -20,7 +20,8 @@ _KINDS = (".csv", ".tsv", ".parquet")
 def load_table(config: DataConfig) -> InteractionLog:
     """Reads the file, or the folder of files, `config.path` by the columns that `config.table` names.
 
-    Ids are integers or strings; times are unix seconds, of which fractions are cut off. Feature files that are given by
+    Ids are integers or strings; times are unix seconds or of ISO 8601 (UTC where they name no offset; in Parquet also
+    datetimes and dates), and fractions of seconds are cut off. Feature files that are given by
     a relative path lie beside the log, or in its folder. Features in the log itself are taken from the first row of an
     item or user.
 
@@ -122,6 +123,8 @@ def _read_parquet(
     lists = [name for name in columns if isinstance(schema[name], (pl.List, pl.Array))]
     frame = pl.scan_parquet(str(path), glob=False).select(columns)
     frame = frame.with_columns(pl.col(n).cast(pl.List(pl.String)).list.join(keys.category_separator) for n in lists)
+    if schema.get(keys.time) in (pl.Datetime, pl.Date) and keys.time in columns:
+        frame = frame.with_columns(pl.col(keys.time).dt.epoch("s"))
     numbers = [name for name in columns if schema[name].is_integer() or schema[name].is_float()]
     texts = [name for name in columns if name not in numbers or schema[name] == pl.UInt64]
     frame = frame.with_columns(pl.col(name).cast(pl.String) for name in texts)
@@ -145,7 +148,7 @@ def _check_type(path: epath.Path, name: str, dtype: Any, keys: TableConfig) -> N
     is_list = isinstance(dtype, (pl.List, pl.Array)) and not is_id and not is_time
     inner = dtype.inner if is_list else dtype
     number = inner.is_numeric() and not (is_id and getattr(inner, "scale", 0))
-    date = inner.is_temporal() and inner != pl.Duration and not is_time
+    date = inner.is_temporal() and inner != pl.Duration and (not is_time or inner != pl.Time)
     if not (number or date or inner in (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Boolean, pl.Null)):
         remedy = text.SECONDS if is_time else "convert the column to integers or strings"
         raise DataError(f"{path}, field {name}: values of type {dtype} cannot be read; {remedy}")

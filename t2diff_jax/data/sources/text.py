@@ -13,7 +13,9 @@ from etils import epath
 from t2diff_jax.data.log import DataError
 
 _LONGEST_ID = 256  # characters: an array of strings gives each id the room of the longest
-SECONDS = "convert times to unix seconds"
+SECONDS = "convert times to unix seconds, or to ISO 8601 (2024-05-31T23:59:59)"
+# Date; hours and minutes; seconds, and what is cut off of them; offset from UTC.
+_ISO = r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,]\d+)?)?)?(?:Z|([+-]\d\d):?(\d\d))?$"
 _YEAR_10000 = 253_402_300_800  # in unix seconds; in milliseconds it is 1978
 _LINE = "\0line"  # no column of a file is called that
 
@@ -189,18 +191,26 @@ def floats(table: TextTable, field: str, remedy: str = "correct or delete the li
 def seconds(table: TextTable, field: str, *, real: bool) -> np.ndarray:
     """A column of times as int64 [rows]: integers exactly, of other numbers the next whole second below.
 
+    Dates and times of ISO 8601 are unix seconds then; UTC where they name no offset, fractions cut off.
+
     real: False where times only give the order.
 
     Raises:
-      DataError: a value is missing, not a number, so large that differences of times would not fit int64, or, of real
-        times, beyond the year 9999, as milliseconds are.
+      DataError: a value is missing, neither a number nor a date, so large that differences of times would not fit
+        int64, or, of real times, beyond the year 9999, as milliseconds are.
     """
     pl = import_polars()
     column = table.frame[field]
-    values = (column if column.dtype.is_integer() else column.cast(pl.String)).cast(pl.Int64, strict=False)
+    texts = column if column.dtype.is_integer() else column.cast(pl.String)
+    values = texts.cast(pl.Int64, strict=False)
     if values.null_count():
-        below = pl.Series(np.floor(floats(table, field, SECONDS))).cast(pl.Int64, strict=False)
-        values = values.zip_with(values.is_not_null(), below)
+        numbers = column.cast(pl.Float64, strict=False)
+        others = numbers.floor().cast(pl.Int64, strict=False)
+        if numbers.null_count() and not texts.dtype.is_integer():
+            others = others.zip_with(numbers.is_not_null(), _iso_seconds(texts))
+        values = values.zip_with(values.is_not_null(), others)
+        known = numbers.is_finite().fill_null(False) | values.is_not_null()
+        _check_cast(table, field, ~known, "a finite number or an ISO 8601 date", SECONDS)
     fits = values.is_between(-(2**62), 2**62, closed="none").fill_null(False)
     _check_cast(table, field, ~fits, "a time below 2^62", SECONDS)
     if real:
@@ -208,6 +218,17 @@ def seconds(table: TextTable, field: str, *, real: bool) -> np.ndarray:
         remedy = "divide milliseconds by 1000, or set data.real_times=False if times only give the order"
         _check_cast(table, field, values >= _YEAR_10000, expected, remedy)
     return values.to_numpy()
+
+
+def _iso_seconds(column: Any) -> Any:
+    """Unix seconds of dates and times of ISO 8601, null where a text is none: polars Series of strings to int64."""
+    pl = import_polars()
+    date, time, second, hours, minutes = (pl.col("t").str.extract(_ISO, group) for group in (1, 2, 3, 4, 5))
+    local = pl.concat_str(date, pl.lit(" "), time.fill_null("00:00"), pl.lit(":"), second.fill_null("00"))
+    local = local.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False).dt.epoch("s")
+    sign = pl.when(hours.str.starts_with("-")).then(-60).otherwise(60)
+    offset = hours.cast(pl.Int64) * 3600 + sign * minutes.cast(pl.Int64)
+    return column.alias("t").to_frame().select(local - offset.fill_null(0))["t"]
 
 
 def strings(table: TextTable, field: str) -> np.ndarray:
