@@ -18,7 +18,7 @@ from t2diff_jax.metrics import bootstrap_difference, target_metrics
 from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.workdir import CONFIG_FILE, check_same_model, tell_other_logs
-from t2diff_jax.writer import metrics_table, say, write_json
+from t2diff_jax.writer import metrics_table, say, write_arrays, write_json
 
 _STEPS_SHOWN, _DENOISED_TARGETS = 8, 1000  # of the table of denoising quality by r
 
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, **scores._asdict())
-        np.savez_compressed(workdir / _ranks_file(name), **arrays)
+        write_arrays(workdir / _ranks_file(name), **arrays)
         write_json(workdir / f"{name}.json", result)
     say(_describe(result, rows, config.eval.select))
     return result

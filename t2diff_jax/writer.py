@@ -1,5 +1,6 @@
-"""What a run writes for people and plots: `metrics.jsonl`, TensorBoard scalars, the progress line, the result table."""
+"""What a run writes for people and plots: `metrics.jsonl`, TensorBoard scalars, the progress line, results as files."""
 
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 TABLE_WIDTH = 100  # terminal columns that `metrics_table` fits its columns into
 
@@ -87,7 +89,15 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
     Values that are not finite become null; array scalars become numbers. Call it on process 0 only.
     """
-    _replace(pathlib.Path(path), json.dumps(_jsonable(obj), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_jsonable(obj), indent=2, allow_nan=False) + "\n"
+    _replace(pathlib.Path(path), text.encode())
+
+
+def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+    """Writes arrays by name as a compressed .npz file, whole or not at all as `write_json`; process 0 only."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    _replace(pathlib.Path(path), packed.getvalue())
 
 
 def progress_line(step: int, steps: int, metrics: Mapping[str, float], examples_per_s: float, eta_s: float) -> str:
@@ -169,7 +179,7 @@ def _truncate(path: pathlib.Path, last_step: int) -> None:
     old = path.read_text(encoding="utf-8", errors="replace")
     new = "".join(line for line in old.splitlines(keepends=True) if _belongs(line, last_step))
     if new != old:
-        _replace(path, new)
+        _replace(path, new.encode())
 
 
 def _belongs(line: str, last_step: int) -> bool:
@@ -180,11 +190,11 @@ def _belongs(line: str, last_step: int) -> bool:
         return False
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def _replace(path: pathlib.Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         os.replace(temporary, path)

@@ -2,13 +2,14 @@
 
 import builtins
 import json
+import os
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from t2diff_jax.writer import MetricsWriter, metrics_table, progress_line, write_json
+from t2diff_jax.writer import MetricsWriter, metrics_table, progress_line, write_arrays, write_json
 
 
 def _lines(workdir: pathlib.Path) -> list[dict]:
@@ -93,6 +94,19 @@ def test_write_json_is_whole_or_not_there(tmp_path):
         write_json(path, {"a": object()})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "ranks.npz"
+    for value in (1.5, 2.5):
+        write_arrays(path, ranks=np.full((2, 3), value), users=np.arange(3))
+        with np.load(path, allow_pickle=False) as found:
+            assert found["ranks"].tolist() == [[value] * 3] * 2 and found["users"].tolist() == [0, 1, 2]
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)  # a kill just before
+    with pytest.raises(ZeroDivisionError):
+        write_arrays(path, ranks=np.zeros(1))
+    assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ["ranks.npz"]
 
 
 def test_progress_line():
