@@ -141,50 +141,58 @@ def is_done(workdir: pathlib.Path, config: Config) -> bool:
 def train_all(wanted: dict[pathlib.Path, list[str]], at_once: int) -> None:
     """Trains and tests runs, so many at a time. Where one fails no more are started, and the command ends as it did.
 
-    When this command is stopped, what runs is told to save and stop.
+    When this command is stopped, what runs is told to save and stop, and is waited for.
     """
-    children = ChildRuns()
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        numbered = enumerate(wanted.items(), start=1)
-        runs = [
-            pool.submit(train, children, workdir, words, f"run {number} of {len(wanted)}", apart=at_once > 1)
-            for number, (workdir, words) in numbered
-        ]
-        try:
-            for run in concurrent.futures.as_completed(runs):
-                run.result()
-        except (KeyboardInterrupt, Preempted):
-            _stop(children, pool)
-            raise
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    children, runs = ChildRuns(), []
+    pool = concurrent.futures.ThreadPoolExecutor(at_once)
+    try:
+        for number, (workdir, words) in enumerate(wanted.items(), start=1):
+            place = f"run {number} of {len(wanted)}"
+            runs.append(pool.submit(train, children, workdir, words, place, apart=at_once > 1))
+        concurrent.futures.wait(runs)
+    except (KeyboardInterrupt, Preempted):
+        _stop(children, runs)
+        raise
+    finally:
+        pool.shutdown()
+    for run in runs:
+        run.result()
 
 
-def _stop(children: ChildRuns, pool: concurrent.futures.Executor) -> None:
+def _stop(children: ChildRuns, runs: list[concurrent.futures.Future]) -> None:
     """Waits until what runs has saved and ended; a further Ctrl-C ends it at once."""
     children.stop()
-    try:
-        pool.shutdown(cancel_futures=True)
-    except BaseException:
-        children.stop(signal.SIGKILL)
-        raise
+    while True:
+        try:
+            concurrent.futures.wait(runs)
+            return
+        except Preempted:
+            continue
+        except KeyboardInterrupt:
+            children.stop(signal.SIGKILL)
+            raise
 
 
 def train(children: ChildRuns, workdir: pathlib.Path, words: list[str], place: str, *, apart: bool) -> None:
-    """Trains and tests one run; `apart`: what it prints goes to a file beside its folder."""
+    """Trains and tests one run, if none failed before; `apart`: what it prints goes to a file beside its folder."""
+    if children.closed:
+        return
     words = [*words, f"--workdir={workdir}"]
-    print(f"{workdir.name} ({place}): {shlex.join(words)}", flush=True)
     call = [sys.executable, str(pathlib.Path(__file__).with_name("train.py")), *words]
+    head = f"{workdir.name} ({place}): {shlex.join(words)}"
     if not apart:
-        status = children.run(call)
+        status = children.run(call, head)
     else:
         output = workdir.parent / f"{workdir.name}.log"
         output.parent.mkdir(parents=True, exist_ok=True)
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # else the first takes most of a GPU's memory
         with output.open("a", encoding="utf-8") as file:
-            status = children.run(call, env=shared, stdout=file, stderr=subprocess.STDOUT)
+            status = children.run(call, head, env=shared, stdout=file, stderr=subprocess.STDOUT)
+    if status is None:
+        return
     stopped = not (workdir / "eval.json").exists()  # by SIGTERM, at which a run saves what it has and ends well
+    if status or stopped:
+        children.close()
     if apart:
         print(f"{workdir.name}: {f'failed, see {output}' if status else 'stopped' if stopped else 'done'}", flush=True)
     if status:

@@ -10,25 +10,28 @@ from typing import Any
 
 from t2diff_jax.interrupt import Preempted
 
+_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
 
 class ChildRuns:
-    """Processes that hear of Ctrl-C, SIGTERM and SIGHUP from this one alone.
+    """Processes that hear of Ctrl-C and of signals that end a command from this one alone (Ctrl-Z does not hold them).
 
     They are in process groups of their own: what a terminal sends to its whole group reaches them as the SIGTERM of
     `stop`, at which a training run saves what it has.
     """
 
     def __init__(self) -> None:
-        self._lock, self._running, self._stopping = threading.Lock(), set(), False
+        self._lock, self._running, self._closed = threading.Lock(), set(), False
 
-    def run(self, call: Sequence[str], **options: Any) -> int:
-        """Runs a command to its end; its status as `subprocess` gives it. After `stop` none is started any more.
+    def run(self, call: Sequence[str], head: str, **options: Any) -> int | None:
+        """Prints `head` and runs a command to its end; its status as `subprocess` gives it.
 
-        options: of `subprocess.Popen`.
+        None: after `close` it is not started. options: of `subprocess.Popen`.
         """
         with self._lock:
-            if self._stopping:
-                return -signal.SIGTERM
+            if self._closed:
+                return None
+            print(head, flush=True)
             child = subprocess.Popen(call, process_group=0, **options)
             self._running.add(child)
         try:
@@ -37,24 +40,38 @@ class ChildRuns:
             with self._lock:
                 self._running.discard(child)
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Sends a signal to all that run."""
+    @property
+    def closed(self) -> bool:
+        """Whether no more are started."""
+        return self._closed
+
+    def close(self) -> None:
+        """From now on no more are started."""
         with self._lock:
-            self._stopping = True
+            self._closed = True
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Sends a signal to all that run; no more are started."""
+        self.close()
+        with self._lock:
             for child in self._running:
                 child.send_signal(number)
 
 
 @contextlib.contextmanager
 def stopped_by_signals(message: str) -> Iterator[None]:
-    """While entered, in the main thread, SIGTERM and SIGHUP raise `Preempted(message)`: each once, then never again."""
+    """While entered, in the main thread, signals that end a command raise `Preempted(message)`, once; not Ctrl-C.
 
-    def told(number: int, _frame: types.FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
+    What the command was started to ignore stays ignored (nohup).
+    """
+    heard = [number for number in _STOPS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+    def told(_number: int, _frame: types.FrameType | None) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
         raise Preempted(message)
 
-    numbers = [signal.SIGTERM, signal.SIGHUP]
-    previous = {number: signal.signal(number, told) for number in numbers}
+    previous = {number: signal.signal(number, told) for number in heard}
     try:
         yield
     finally:

@@ -17,7 +17,8 @@ from t2diff_jax.config_rules import rules
 ASIDE = ("prepare", "auto", "dry_run", "mesh", "eval", "cold")  # sections that may change from start to start
 # Keys, or beginnings of keys, that say how the same numbers are come by.
 NO_NUMBER = ("prepare.", "auto.", "dry_run.", "mesh.", "cold.", "data.prefetch", "eval.batch_size", "eval.block")
-NO_NUMBER += ("eval.search", "train.log_every", "train.keep", "train.compilation_cache")
+NO_NUMBER += ("eval.search", "train.log_every", "train.checkpoint_every", "train.keep")
+NO_NUMBER += ("train.compilation_cache",)
 _MEASURE = ("eval.exclude_seen", "eval.merge")  # but for these: checkpoints measured otherwise cannot be compared
 
 

@@ -33,7 +33,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, origin: dict[str, Any] 
     origin: what `provenance` says of this start; it is in `run.json` from the first moment on.
 
     Raises:
-      ConfigError: the batch does not divide by the devices, or the workdir is of other settings. Nothing is written.
+      ConfigError: the batch does not divide by the devices, or the workdir is of other settings. No run is changed.
       CheckpointError: another process trains in the workdir, or as `open_workdir`.
       DivergenceError: checkpoints saved before stay as they are.
       KeyboardInterrupt: after Ctrl-C, between two steps, with a checkpoint but where processes have joined.

@@ -8,6 +8,7 @@ A workdir is a local or mounted folder, shared between processes.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,9 +18,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from t2diff_jax.checkpoint import FOLDER, CheckpointError, other_log
 from t2diff_jax.config import Config
+from t2diff_jax.config_rules import WITH_SLOT
 from t2diff_jax.config_values import ASIDE, NO_NUMBER, ConfigError, differences, from_mapping, resume_conflicts, to_dict
 from t2diff_jax.writer import say, write_json
 
@@ -40,34 +44,48 @@ _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is the
 def claimed(workdir: str | os.PathLike) -> Iterator[None]:
     """Makes a workdir and keeps other trainings out of it while entered; a process that is killed holds nothing.
 
-    Of several joined processes the first claims it. Where the file system has no locks nobody is kept out.
+    Of several joined processes, all of which must call this, the first claims it. Where the file system has no locks
+    nobody is kept out.
 
     Raises:
       CheckpointError: another process trains there; says which.
     """
-    if jax.process_index():
+    path = pathlib.Path(workdir) / _LOCK
+    with contextlib.ExitStack() as held:
+        holder = held.enter_context(_lock(path)) if jax.process_index() == 0 else None
+        if _any(holder is not None):
+            raise CheckpointError(
+                f"{path.parent} is in use by another training ({holder or 'process 0 says which'}): stop it or let it "
+                f"end, or use another --workdir; if its machine is gone, delete {path}"
+            )
         yield
-        return
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[str | None]:
+    """Holds the lock of a file, with who does in it; gives who else does, None: nobody."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise CheckpointError(
-                f"{folder} is in use by another training ({file.read()}): stop it or let it end, or use another "
-                "--workdir"
-            ) from None
+            yield file.read() or "it has just begun"
+            return
         except OSError:
             pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
-            yield
+            yield None
         finally:
             file.truncate(0)
+
+
+def _any(own: bool) -> bool:
+    """Whether it is so for any of the joined processes."""
+    return own if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(own)).any())
 
 
 def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) -> None:
@@ -82,14 +100,13 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
     """
     folder = pathlib.Path(workdir)
     path = folder / CONFIG_FILE
-    trained = max((int(child.name) for child in (folder / FOLDER).glob("*") if child.name.isdigit()), default=0)
+    trained = _trained(folder)
     if path.exists():
         old, old_digest = read_config(folder, config)
         if conflicts := resume_conflicts(old, config):
-            remedy = "set the stored values to go on with that run" if trained else "delete it: it holds no checkpoint"
             raise ConfigError(
                 f"{path} was written by a run with other settings:\n{_listed(conflicts)}\n"
-                f"Use another --workdir, or {remedy}"
+                f"Use another --workdir, or {_remedy(trained)}"
             )
         if old_digest != log_digest:
             raise CheckpointError(f"{path} belongs to {other_log(old_digest, log_digest)}")
@@ -101,6 +118,15 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
+
+
+def _trained(folder: pathlib.Path) -> int:
+    """The last step of which there is a checkpoint; 0: none."""
+    return max((int(child.name) for child in (folder / FOLDER).glob("*") if child.name.isdigit()), default=0)
+
+
+def _remedy(trained: int) -> str:
+    return "set the stored values to go on with that run" if trained else "delete it: it holds no checkpoint"
 
 
 def _check_steps(folder: pathlib.Path, old: Config, config: Config, trained: int) -> None:
@@ -155,7 +181,10 @@ def _with_newer_sections(stored: dict[str, Any], current: dict[str, Any]) -> dic
     renamed = {"bert4rec": {"masked": model.pop("bert_masked")}} if "bert_masked" in model else {}
     sections = {name: own for name, own in current["model"].items() if isinstance(own, dict)}
     known = {name: _BEFORE.get(name, {}) | own for name, own in (renamed | model).items() if name in sections}
-    return stored | aside | {"model": model | sections | known}
+    diffusion = dict(stored["diffusion"])
+    if model["name"] not in WITH_SLOT:
+        diffusion["samples"] = 1  # older versions let it be set where it means nothing
+    return stored | aside | {"model": model | sections | known, "diffusion": diffusion}
 
 
 def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
@@ -181,18 +210,25 @@ def check_same_model(workdir: str | os.PathLike, config: Config) -> None:
 def check_same_run(workdir: str | os.PathLike, config: Config, *, finished: bool) -> None:
     """Checks that a workdir is of a run of `config`, as a row of a comparison must be.
 
-    finished: whether it is trained and tested. Else what a start may change (`open_workdir`) may differ.
+    finished: whether it is trained and tested: then only how the same numbers are come by may differ (blocks, batches
+      of an evaluation, devices, intervals of saving and printing), else what a start may change (`open_workdir`).
 
     Raises:
-      ConfigError: lists what differs. How the same numbers are come by (blocks, batches of an evaluation, devices,
-        intervals of saving and printing) may.
+      ConfigError: lists what differs. What `loss.negatives=-1` may have come to is no difference.
       CheckpointError: the workdir has no readable `config.json`.
     """
     old, _ = read_config(workdir, config)
+    if config.loss.negatives == -1 and old.loss.negatives in (0, config.auto.negatives):
+        loss = dataclasses.replace(config.loss, negatives=old.loss.negatives)
+        optim = dataclasses.replace(config.optim, lazy_rows=old.loss.negatives > 0)
+        config = dataclasses.replace(config, loss=loss, optim=optim)
     differing = differences(old, config) if finished else resume_conflicts(old, config)
-    free = NO_NUMBER + (("loss.negatives", "optim.lazy_rows") if config.loss.negatives == -1 else ())
+    free = NO_NUMBER if finished else ()
     if differing := {name: pair for name, pair in differing.items() if not name.startswith(free)}:
-        raise ConfigError(f"{workdir} was made with other settings:\n{_listed(differing)}\nName another --workdir")
+        remedy = "" if finished else f", or {_remedy(_trained(pathlib.Path(workdir)))}"
+        raise ConfigError(
+            f"{workdir} was made with other settings:\n{_listed(differing)}\nName another --workdir{remedy}"
+        )
 
 
 def tell_other_logs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -30,16 +30,19 @@ from t2diff_jax.command_line import config_of
 from t2diff_jax.config_values import to_dict
 
 folder = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
-if os.environ["MODE"] == "stopped":
+mode = os.environ["MODE"]
+if mode == "stopped":
     sys.exit(0)
-if os.environ["MODE"] == "waits":
+if mode == "one fails" and folder.name == "caser_seed0":
+    sys.exit(3)
+if mode in ("waits", "one fails"):
     folder.mkdir(parents=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / "saved").write_text("at SIGTERM") and 0))
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (folder / "saved").touch(), sys.exit(0)))
     (folder / "started").touch()
     time.sleep(100)
 config = config_of(sys.argv[1:-1])
 make_run(folder, [evaluation(0.2, excluded=config.eval.exclude_seen)], ranks=[1.0, 2.0])
-(folder / "config.json").write_text(json.dumps({"log_digest": os.environ["MODE"], "config": to_dict(config)}))
+(folder / "config.json").write_text(json.dumps({"log_digest": mode, "config": to_dict(config)}))
 """
 
 
@@ -89,19 +92,68 @@ def test_a_run_that_was_stopped_is_not_done(quickly, at_once):
     assert "caser_seed0 was stopped before its end: start the same command again" in done.stderr
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_the_comparison_alone_stops_its_runs_with_what_they_have(quickly, tmp_path, number, at_once):
-    process = quickly("waits", "--models=caser,sasrec,hstu", f"--at_once={at_once}")
-    first = tmp_path / "runs" / "caser_seed0"
-    while not (first / "started").exists():
+def wait_for(file, process):
+    while not file.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGTERM],
+        [signal.SIGINT],
+        [signal.SIGHUP],
+        [signal.SIGTERM, signal.SIGHUP],
+        [signal.SIGINT, signal.SIGTERM],
+    ],
+)
+def test_signals_to_the_comparison_alone_stop_its_runs_with_what_they_have(quickly, tmp_path, numbers, at_once):
+    process = quickly("waits", "--models=caser,sasrec,hstu", f"--at_once={at_once}")
+    first = tmp_path / "runs" / "caser_seed0"
+    wait_for(first / "started", process)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
+    done = ended(process)
+    assert (first / "saved").exists() and not (tmp_path / "runs" / "hstu_seed0").exists()
+    assert (done.returncode == 0) == (signal.SIGINT not in numbers)  # Ctrl-C also ends what called this command
+    assert "stopped; the same command goes on" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_where_one_fails_no_more_are_started(quickly, tmp_path):
+    done = ended(quickly("one fails", "--models=caser,sasrec"))
+    assert done.returncode == 3 and "caser_seed0 (run 1 of 2): " in done.stdout and "run 2 of 2" not in done.stdout
+    assert not (tmp_path / "runs" / "sasrec_seed0").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_one_has_failed_the_others_can_still_be_stopped(quickly, tmp_path, number):
+    process = quickly("one fails", "--models=sasrec,caser,hstu", "--at_once=2")
+    other = tmp_path / "runs" / "sasrec_seed0"
+    wait_for(other / "started", process)
+    while "failed, see" not in process.stdout.readline():
+        assert process.poll() is None
     process.send_signal(number)
     done = ended(process)
-    assert (first / "saved").read_text() == "at SIGTERM" and not (tmp_path / "runs" / "hstu_seed0").exists()
-    assert (done.returncode == 0) == (number != signal.SIGINT)  # Ctrl-C also ends what called this command
+    assert (other / "saved").exists() and not (tmp_path / "runs" / "hstu_seed0").exists()
     assert "stopped; the same command goes on" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_to_be_ignored_is_ignored(quickly, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for the process that follows
+    try:
+        process = quickly("waits", "--models=caser")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    folder = tmp_path / "runs" / "caser_seed0"
+    wait_for(folder / "started", process)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).returncode == 0 and (folder / "saved").exists()
 
 
 def test_a_second_interrupt_ends_runs_that_do_not_stop(quickly, tmp_path):

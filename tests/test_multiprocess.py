@@ -164,8 +164,15 @@ def saved(workdir):
 
 
 def test_sigterm_to_one_ends_all_with_one_checkpoint(two_that_train):
-    """With status 0, before the same step; one process with as many devices goes on from there."""
+    """With status 0, before the same step; one process with as many devices goes on from there.
+
+    Before it comes, two others that start in the same workdir end both with a message.
+    """
     workdir, running = two_that_train
+    others = start(commands("train.py", workdir, *RARELY, "--heartbeat=20", "--config.train.steps=1000000"))
+    told = [process.communicate(timeout=300)[1] for process in others]
+    assert [process.returncode for process in others] == [1, 1], told
+    assert f"in use by another training (process {running[0].pid} on " in told[0] and "process 0 says which" in told[1]
     running[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], told

@@ -81,6 +81,17 @@ def _edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_milliseconds_are_not_taken_for_seconds(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "".join(f"1,{i},{1700000000000 + i}\n" for i in range(4)))
+    config = data_config("table", path, real_times=False)
+    (tmp_path / "prepared").mkdir()
+    write_log(load_log(config), tmp_path / "prepared", config)
+    assert len(load_prepared(data_config("prepared", tmp_path / "prepared", real_times=False)).items) == 4
+    with pytest.raises(DataError, match="prepared: times beyond the year 9999"):
+        load_prepared(data_config("prepared", tmp_path / "prepared"))
+
+
 def test_train_on_what_the_command_prepared(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "prepare.py", f"--config={tiny.CONFIG}", f"--out={out}"]

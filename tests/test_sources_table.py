@@ -108,18 +108,27 @@ def test_a_fraction_beside_a_large_time_costs_it_no_digit(tmp_path):
 
 
 ISO = ["2024-02-29", "1969-12-31 23:59:58.9", "2024-05-31T23:59:59", "2024-06-01T01:59:59.5+02:00"]
-ISO += ["2024-05-31T21:29:59-0230", "2024-05-31T23:59:59Z", "0001-01-01", "2024-05-31 12:30"]
+ISO += ["2024-05-31T21:29:59-0230", "2024-05-31T23:59:59Z", "0001-01-01", "2024-05-31 12:30", "2024-05-31 23:59:59+02"]
 
 
 def test_dates_and_times_of_iso_8601(tmp_path):
-    path = write(tmp_path / "a.csv", HEADER, *(f"1,{i},{time}" for i, time in enumerate(ISO)), "1,8,12.5", "1,9,-3")
+    path = write(tmp_path / "a.csv", HEADER, *(f"1,{i},{time}" for i, time in enumerate(ISO)), "1,20,12.5", "1,21,-3")
     log = load_log(data_config("table", path))
     times = [datetime.datetime.fromisoformat(time) for time in ISO]
     utc = [time if time.tzinfo else time.replace(tzinfo=datetime.UTC) for time in times]
-    expected = dict(enumerate(math.floor(time.timestamp()) for time in utc)) | {8: 12, 9: -3}
+    expected = dict(enumerate(math.floor(time.timestamp()) for time in utc)) | {20: 12, 21: -3}
     assert dict(zip(log.item_ids[log.items].tolist(), log.times.tolist(), strict=True)) == expected
-    for wrong in ("2024-13-01", "2024-01-01T25:00:00", "2024-01-01T00", "01/02/2024", "2024-01-01T00:00:00 UTC"):
-        path = write(tmp_path / "b.csv", HEADER, "1,1,2024-01-01", f"1,2,{wrong}")
+    for wrong in (
+        "2024-13-01",
+        "2024-05-31T23:59:59[+]25:00",
+        "2024-05-31T23:59:59[+]02:60",
+        "2024-05-31[+]٠٢:٠٠",
+        "2024-01-01T25:00:00",
+        "2024-01-01T00",
+        "01/02/2024",
+        "2024-01-01T00:00:00 UTC",
+    ):
+        path = write(tmp_path / "b.csv", HEADER, "1,1,2024-01-01", f"1,2,{wrong.replace('[+]', '+')}")
         with pytest.raises(DataError, match=rf"b.csv, line 3, field timestamp: '{wrong}' where a finite number or"):
             load_log(data_config("table", path))
 
@@ -142,19 +151,30 @@ def test_milliseconds_are_not_taken_for_seconds(tmp_path):
     with pytest.raises(DataError, match=r"a.csv, line 3, field timestamp: '17.*' where a unix time in seconds .*1000"):
         load_log(data_config("table", path))
     assert load_log(data_config("table", path, real_times=False)).times.tolist() == [1, 1700000000000]
+    path = write(tmp_path / "b.csv", HEADER, "1,1,20240531", "1,2,20240601")
+    with pytest.raises(DataError, match=r"b.csv, line 2, .*'20240531' where .* no date of eight digits, .*2024-05-31"):
+        load_log(data_config("table", path))
+    assert load_log(data_config("table", path, real_times=False)).times.tolist() == [20240531, 20240601]
     path = write(tmp_path / "b.csv", HEADER, "1,1,253402300799")  # the last second of 9999
     assert load_log(data_config("table", path)).times.tolist() == [253402300799]
 
 
-def test_nothing_in_a_folder_is_left_out_without_a_word(tmp_path):
+def test_what_is_no_part_of_the_log_in_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "log"
     (folder / "_spark").mkdir(parents=True)
-    for name in ("a.csv", "b.csv", "_SUCCESS", ".a.csv.crc"):
+    for name in ("a.csv", "_b.csv", "_SUCCESS", ".a.csv.crc"):
         write(folder / name, HEADER, "1,1,1")
     write(folder / "people.csv", "user_id,city", "1,Rome")
+    (folder / "meta").mkdir()
+    write(folder / "meta" / "items.csv", "item_id,genre", "1,a")
     np.save(folder / "vectors.npy", np.eye(2, dtype=np.float32))
     aside = dict(table__user_file="people.csv", table__user_columns=("city",), content=str(folder / "vectors.npy"))
+    aside |= dict(table__item_file="meta/items.csv", table__category="genre")
     assert len(load_log(data_config("table", folder, **aside)).items) == 2
+    monkeypatch.chdir(tmp_path)
+    aside["content"] = "log/vectors.npy"  # of the working directory, as numpy reads it
+    for path in ("log", folder):
+        assert len(load_log(data_config("table", path, **aside)).items) == 2
     for name in ("c.csv.gz", "notes.txt", "2024"):
         (folder / name).mkdir() if name == "2024" else write(folder / name, HEADER, "2,2,2")
         with pytest.raises(DataError, match=rf"log: {name} is no file .csv, .tsv, .parquet; move it out .* unpack it"):

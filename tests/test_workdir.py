@@ -8,7 +8,7 @@ import pytest
 from configs import base
 from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config_values import ConfigError, from_mapping
-from t2diff_jax.workdir import check_same_model, open_workdir, read_config
+from t2diff_jax.workdir import check_same_model, check_same_run, open_workdir, read_config
 
 
 def base_config():
@@ -139,3 +139,46 @@ def test_a_missing_config_is_an_error_where_one_is_needed(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoints but no config\.json"):
         open_workdir(tmp_path, base_config(), "log")
     assert not (tmp_path / "config.json").exists()
+
+
+def test_whether_a_finished_run_is_of_a_configuration(tmp_path):
+    """What says how the same numbers are come by is free; what `-1` may have come to too, and nothing else."""
+    config = base_config()
+    open_workdir(tmp_path / "full", changed_config(config, loss__negatives=0), "log")
+    drawn = changed_config(config, loss__negatives=config.auto.negatives, optim__lazy_rows=True)
+    open_workdir(tmp_path / "drawn", drawn, "log")
+    for folder in ("full", "drawn"):
+        check_same_run(tmp_path / folder, config, finished=True)
+        other = changed_config(config, train__checkpoint_every=7, eval__block=3, mesh__model=2)
+        check_same_run(tmp_path / folder, other, finished=True)
+        for key in ("train__steps", "seed", "eval__noise_keys"):
+            with pytest.raises(
+                ConfigError, match=key.replace("__", r"\.") + r": \d+ there, 9 now\nName another --workdir$"
+            ):
+                check_same_run(tmp_path / folder, changed_config(config, **{key: 9}), finished=True)
+    open_workdir(tmp_path / "few", changed_config(drawn, loss__negatives=16), "log")
+    with pytest.raises(ConfigError, match=r"loss\.negatives: 16 there, -1 now"):
+        check_same_run(tmp_path / "few", config, finished=True)
+    with pytest.raises(ConfigError, match=r"loss\.negatives: 4096 there, -1 now"):
+        check_same_run(tmp_path / "drawn", changed_config(config, auto__negatives=16), finished=True)
+
+
+def test_whether_a_run_that_goes_on_is_of_a_configuration(tmp_path):
+    """As when it is started: so that a comparison refuses it before it trains another."""
+    config = changed_config(base_config(), loss__negatives=0)
+    open_workdir(tmp_path, config, "log")
+    for changed in (changed_config(config, train__steps=9999), changed_config(config, loss__negatives=-1)):
+        check_same_run(tmp_path, changed, finished=False)
+    with pytest.raises(
+        ConfigError, match=r"train\.keep: .*\nName another --workdir, or delete it: it holds no checkpoint"
+    ):
+        check_same_run(tmp_path, changed_config(config, train__keep=7), finished=False)
+
+
+def test_intents_that_an_older_version_let_be_set_without_effect(tmp_path):
+    config = changed_config(base_config(), model__name="sasrec")
+    open_workdir(tmp_path, config, "log")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["config"]["diffusion"]["samples"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert read_config(tmp_path, config) == (config, "log")

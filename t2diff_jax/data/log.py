@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+YEAR_10000 = 253_402_300_800  # in unix seconds; in milliseconds it is 1978
 BLOCK = 1 << 22  # rows of a pass over all behaviours: the columns may lie in files larger than memory
 
 

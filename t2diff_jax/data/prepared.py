@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from t2diff_jax.config import DataConfig
-from t2diff_jax.data.log import DataError, InteractionLog
+from t2diff_jax.data.log import YEAR_10000, DataError, InteractionLog
 
 MANIFEST = "log.json"
 FORMAT = 1
@@ -49,7 +49,8 @@ def load_prepared(config: DataConfig) -> InteractionLog:
     """Opens the folder `config.path`. All of it is read once, block by block, to find out whether it is as written.
 
     Raises:
-      DataError: no prepared log, one of another version, prepared under other count filters, or changed since.
+      DataError: no prepared log, one of another version, prepared under other count filters, changed since, or with
+        real times beyond the year 9999.
     """
     folder = pathlib.Path(config.path)
     if not config.path or not (folder / MANIFEST).is_file():
@@ -70,6 +71,11 @@ def load_prepared(config: DataConfig) -> InteractionLog:
     log = _open(folder, manifest)
     if log.digest() != digest:
         raise DataError(f"{folder}: its files are not as they were written; copy them again, or {_PREPARE}")
+    if config.real_times and log.times.max(initial=0) >= YEAR_10000:
+        raise DataError(
+            f"{folder}: times beyond the year 9999, as milliseconds are; set data.real_times=False if times only give "
+            f"the order, or divide them and {_PREPARE}"
+        )
     return log
 
 

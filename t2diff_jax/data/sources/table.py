@@ -64,12 +64,15 @@ def table_parts(config: DataConfig, rows: int = BLOCK) -> Parts:
 
 
 def _files(folder: epath.Path, config: DataConfig) -> tuple[epath.Path, ...]:
-    aside = {folder / file for file in (config.table.item_file, config.table.user_file, config.content) if file}
-    # Whoever writes a log in parts marks what is no part of it so: _SUCCESS, .part-0.crc.
-    inside = sorted(path for path in folder.iterdir() if path not in aside and not path.name.startswith(("_", ".")))
+    named = [folder / file for file in (config.table.item_file, config.table.user_file) if file]
+    named = [path.resolve() for path in (*named, *[epath.Path(config.content)] * bool(config.content))]
+    aside = {*named, *(parent for path in named for parent in path.parents)}
+    inside = sorted(path for path in folder.iterdir() if path.resolve() not in aside and path.name[0] != ".")
     files = [path for path in inside if path.suffix.lower() in _KINDS]
-    if files and len(files) < len(inside):
-        other = next(path for path in inside if path not in files)
+    # Whoever writes a log in parts marks what is no part of it so: _SUCCESS.
+    others = [path for path in inside if path not in files and path.name[0] != "_"]
+    if files and others:
+        other = others[0]
         raise DataError(
             f"{folder}: {other.name} is no file {', '.join(_KINDS)}; move it out of the folder of the log, unpack it "
             "if it is a part of it, or begin its name with _ to leave it out"

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from t2diff_jax.data.log import DataError
+from t2diff_jax.data.log import YEAR_10000, DataError
 
 _LONGEST_ID = 256  # characters: an array of strings gives each id the room of the longest
 SECONDS = "convert times to unix seconds, or to ISO 8601 (2024-05-31T23:59:59)"
 # Date; hours and minutes; seconds, and what is cut off of them; offset from UTC.
-_ISO = r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,]\d+)?)?)?(?:Z|([+-]\d\d):?(\d\d))?$"
-_YEAR_10000 = 253_402_300_800  # in unix seconds; in milliseconds it is 1978
+_ISO = (
+    r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:[.,][0-9]+)?)?)?"
+    r"(?:Z|([+-](?:[01][0-9]|2[0-3]))(?::?([0-5][0-9]))?)?$"
+)
+_DAYS = (19_000_101, 21_001_231)  # dates as eight digits
 _LINE = "\0line"  # no column of a file is called that
 
 
@@ -197,7 +200,7 @@ def seconds(table: TextTable, field: str, *, real: bool) -> np.ndarray:
 
     Raises:
       DataError: a value is missing, neither a number nor a date, so large that differences of times would not fit
-        int64, or, of real times, beyond the year 9999, as milliseconds are.
+        int64, or, of real times, beyond the year 9999, as milliseconds are; all real times are dates of eight digits.
     """
     pl = import_polars()
     column = table.frame[field]
@@ -216,8 +219,18 @@ def seconds(table: TextTable, field: str, *, real: bool) -> np.ndarray:
     if real:
         expected = "a unix time in seconds (before the year 10000)"
         remedy = "divide milliseconds by 1000, or set data.real_times=False if times only give the order"
-        _check_cast(table, field, values >= _YEAR_10000, expected, remedy)
+        _check_cast(table, field, values >= YEAR_10000, expected, remedy)
+        expected = "a unix time in seconds, no date of eight digits,"
+        remedy = "write 20240531 as 2024-05-31, or set data.real_times=False if times only give the order"
+        _check_cast(table, field, _are_days(values), expected, remedy)
     return values.to_numpy()
+
+
+def _are_days(values: Any) -> Any:
+    """Which numbers are dates of eight digits, if all of at least two are: as seconds they are some days of 1970."""
+    days, months = values % 100, values // 100 % 100
+    are = values.is_between(*_DAYS) & months.is_between(1, 12) & days.is_between(1, 31)
+    return are if len(are) > 1 and are.all() else ~values.is_not_null()
 
 
 def _iso_seconds(column: Any) -> Any:
@@ -227,7 +240,7 @@ def _iso_seconds(column: Any) -> Any:
     local = pl.concat_str(date, pl.lit(" "), time.fill_null("00:00"), pl.lit(":"), second.fill_null("00"))
     local = local.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False).dt.epoch("s")
     sign = pl.when(hours.str.starts_with("-")).then(-60).otherwise(60)
-    offset = hours.cast(pl.Int64) * 3600 + sign * minutes.cast(pl.Int64)
+    offset = hours.cast(pl.Int64) * 3600 + sign * minutes.cast(pl.Int64).fill_null(0)
     return column.alias("t").to_frame().select(local - offset.fill_null(0))["t"]
 
 
