@@ -13,6 +13,7 @@ from t2diff_jax import final
 from t2diff_jax.command_line import parser
 from t2diff_jax.config import Config
 from t2diff_jax.config_values import ConfigError, differences, from_mapping
+from t2diff_jax.data.splits import requests_now
 from t2diff_jax.explain import explained
 from t2diff_jax.workdir import read_config
 from t2diff_jax.writer import say
@@ -35,6 +36,7 @@ flags.register_multi_flags_validator(
 )
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the vectors of all items and of the requests, as .npy files.")
+_NOW = flags.DEFINE_bool("now", False, "Show and export the request of every user after the last behaviour of the log.")
 _AGAINST = flags.DEFINE_string(
     "against", None, "Workdir of another run on the same data, evaluated under the same name."
 )
@@ -60,10 +62,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     step = final.evaluate_checkpoint(experiment, workdir, _STEP.value, name, split)["step"]
     if other:
         say(f"\n{final.compare(workdir, other, config.eval.ks, name)}")
+    requests = requests_now(experiment.log) if _NOW.value else getattr(experiment.split, split)
     if _SHOW.value:
-        final.show_recommendations(experiment, workdir, step, _SHOW.value, split)
+        final.show_recommendations(experiment, workdir, step, requests.first(_SHOW.value))
     if _EXPORT.value:
-        final.export_vectors(experiment, workdir, step, pathlib.Path(_EXPORT.value), split)
+        final.export_vectors(experiment, workdir, step, requests, pathlib.Path(_EXPORT.value))
         say(f"\nvectors of items and users in {_EXPORT.value}")
     say(f"\nwritten to {workdir / name}.json")
 

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
             # drawn: targets_per_user positions a user and epoch | every: each position once an epoch | tiled: as few
             # windows as hold the user's history (models that learn from every position of a window)
             training_targets="drawn",
-            targets_per_user=10,
+            targets_per_user=10,  # drawn
             fixed_targets=False,  # True: the same targets in every epoch (the paper's preparation)
             prefetch=2,  # batches made ahead on a thread
         )
@@ -84,15 +84,15 @@ def get_config() -> ConfigDict:
             sketch_dim=0,  # not of t2diff: width of the history sketch (item signatures); 0: none
             sketch_dropout=0.0,  # of its dimensions, in training: against learning pairs of items by heart
             init_sd=0.1,  # standard deviation of the embedding tables at the start
-            # transformer blocks of the session encoder (sequential models without a slot: layers of the whole tower;
-            # towers and interests have one)
+            # t2diff: transformer blocks of the session encoder; t2diff_causal: of the window's encoder (the session's
+            # has one); without a slot: layers of the tower (contrast_vae one more; caser, towers, interests: not read)
             layers=2,
             heads=2,
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
-            # t2diff_causal, sasrec to hstu, stosa, contrast_vae: share of the behaviours that training hides whole
+            # share of the behaviours that training hides whole; not t2diff, bert4rec, diffurec, towers and interests
             behaviour_dropout=0.0,
-            # learned (counted from the newest behaviour) | rotary (relative); not of towers and interests
+            # learned (counted from the newest behaviour) | rotary (relative): of models with attention over the window
             positions="learned",
             vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)
             # t2diff_causal, sasrec to hstu, contrast_vae, diffurec: user vectors are multiplied by it. Where a layer
@@ -109,7 +109,9 @@ def get_config() -> ConfigDict:
             # that are the same for everyone) | regressor | vae | gan | diffurec | oracle (the next item itself, at the
             # test as well: a bound, not a retriever)
             slot="diffusion",
-            dtype="float32",  # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32)
+            # compute dtype: float32 | bfloat16 (parameters, softmax and losses stay float32). How exact a product of
+            # float32 is on a GPU or TPU is the device's default, or what JAX_DEFAULT_MATMUL_PRECISION says
+            dtype="float32",
             row_multiple=8,  # item tables are filled up to a multiple of this, so that they shard evenly
         )
     )
@@ -136,18 +138,19 @@ def get_config() -> ConfigDict:
             # drim: what keeps interests apart: cosine | correlation | distance
             diversity="cosine",
             diversity_weight=0.1,  # drim, mtmi: weight beside the softmax
-            # mtmi: cosine, drim with distance: distance of directions, from which on vectors are left alone
+            # vectors are left alone below this cosine (mtmi), beyond this distance of directions (drim with distance)
             margin=0.5,
         )
     )
     # Weights of divergence and contrast beside the cross-entropy; temperature of the contrast.
     config.model.contrast_vae = ConfigDict(dict(kl_weight=0.001, contrast_weight=0.1, temperature=0.2))
-    # Of models with a slot; of these diffurec reads schedule, sampler, step_dim, scale_decay and mixing.
+    # Of models with a slot; diffurec reads schedule, steps, scale, rate, sampler, sampler_steps, step_dim, scale_decay
+    # and mixing.
     config.diffusion = ConfigDict(
         dict(
             schedule="exponential",  # exponential | linear | logarithmic
             steps=50,  # T
-            scale=0.01,  # a of beta_s = a exp(b s / T); the other schedules are solved for the same end point
+            scale=0.01,  # a of beta_s = a exp(b s / T); the other schedules have the same first and last beta
             rate=4.5,  # b
             filters=(32, 32, 64, 64),  # U-Net filters, one entry per level
             step_dim=32,  # width of the step embedding
@@ -163,11 +166,11 @@ def get_config() -> ConfigDict:
             stop_gradient=True,
             sampler="ddim",  # ddim | ddpm
             sampler_steps=1,  # estimator calls of the reverse process (ddpm: must be `steps`)
-            # t2diff: known drifts are held at their noised true values during the reverse process (of more than one
-            # call: the first starts from noise alone)
+            # t2diff: known drifts are held at their noised true values during the reverse process (diffurec always
+            # holds them; at r = T, where the only call of sampler_steps=1 is made, they are all but noise)
             clamp_known=True,
-            # M, intents per user, each one user vector; t2diff_causal learns them as a mixture (loss.merge; but where
-            # slot_training=denoised, and t2diff, which learn one)
+            # M, intents per user, a user vector each. t2diff_causal learns them as a mixture (loss.merge); t2diff, and
+            # slot_training=denoised, learn one
             samples=1,
             # Noise that a generated item is made of. request: drawn anew for every request | intent (t2diff_causal):
             # the same for everyone, so that each of M intents comes to stand for something (slot regressor: M fixed
@@ -230,7 +233,7 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,  # global gradient norm; 0: off
             ema=0.0,  # decay of the averaged weights that evaluation uses; 0: off
             # True: a step moves (and decays, averages) only the rows of item tables that its batch names, so that its
-            # cost does not grow with the catalogue; needs drawn negatives (of loss.negatives=-1 it follows)
+            # cost does not grow with the catalogue; needs drawn negatives (loss.negatives=-1 sets it)
             lazy_rows=False,
         )
     )
@@ -250,13 +253,14 @@ def get_config() -> ConfigDict:
             batch_size=256,
             ks=(2, 5, 10, 20, 50, 100),
             select="ndcg@10",  # validation metric that chooses the best checkpoint
-            noise_keys=5,  # test metrics are reported over so many noise keys
+            noise_keys=5,  # test metrics are reported over so many noise keys; 1 where nothing is drawn
             exclude_seen=False,  # True: all earlier items of the user leave the ranking
             merge="max",  # max | softmax_mean | logsumexp: how M user vectors make one score
             block=4096,  # item rows scored at a time (on a CPU small ones stay in its cache)
             # What the search for recommendations reads whole: float32 (exact) | bfloat16 (on Hopper GPUs by a kernel of
-            # its own) | int8 (a scale per row); what these find is scored in float32. Ranks, and with them the metrics,
-            # are always exact.
+            # its own, for one vector a user or merge=max and a width of a multiple of 64 up to 256) | int8 (a scale per
+            # row): a copy beside the table; what these find is scored in float32. Ranks, and with them the metrics, are
+            # always exact.
             search="float32",
             search_recall=1.0,  # below 1: the best are searched by approx_max_k (of use on TPUs), with this recall
             popularity=True,  # print the popularity baseline beside the model
@@ -283,7 +287,7 @@ def get_config() -> ConfigDict:
             content=0,  # width of content vectors; 0: none
             user_features=(),  # different values of each
             n_users=1000,  # dat: rows of its table of users
-            seen=256,  # earlier items of a user, where evaluation excludes them
+            seen=256,  # earlier items of a user, where evaluation excludes them, or training those before the window
         )
     )
     config.mesh = ConfigDict(dict(data=-1, model=1))  # devices per axis; -1: all that are left

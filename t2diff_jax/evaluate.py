@@ -354,7 +354,7 @@ def report(
 
 
 def recommendations_text(log: InteractionLog, targets: Targets, items: np.ndarray) -> str:
-    """For people: per request the last behaviours, what came next, and the recommended items [n, k]."""
+    """For people: per request the last behaviours, what came next (where it did), and the recommended items [n, k]."""
 
     def name(item: np.integer) -> str:
         return str(log.item_ids[item]) if log.titles is None else f"{log.titles[item]} [{log.item_ids[item]}]"
@@ -362,9 +362,11 @@ def recommendations_text(log: InteractionLog, targets: Targets, items: np.ndarra
     blocks = []
     for user, position, row in zip(targets.users, targets.positions, items, strict=True):
         start = log.offsets[user]
-        history, target = log.items[max(start, start + position - 5) : start + position], log.items[start + position]
+        history, target = log.items[max(start, start + position - 5) : start + position], 0
         lines = [f"user {log.user_ids[user]}, after {position} behaviours", "  last:  " + "; ".join(map(name, history))]
-        lines += [f"  next:  {name(target)}"]
+        if start + position < log.offsets[user + 1]:
+            target = log.items[start + position]
+            lines += [f"  next:  {name(target)}"]
         lines += [
             f"  {place:>4}.  {name(i)}{'   <- next' if i == target else ''}" for place, i in enumerate(row, 1) if i
         ]

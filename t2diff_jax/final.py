@@ -11,6 +11,7 @@ import numpy as np
 
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 from t2diff_jax.config import Config
+from t2diff_jax.data.splits import Targets
 from t2diff_jax.diffusion.samplers import sampling_steps
 from t2diff_jax.evaluate import recommendations_text, report, summarise
 from t2diff_jax.experiment import Experiment, build
@@ -196,26 +197,23 @@ def _not_evaluated(path: pathlib.Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}): evaluate that run first")
 
 
-def show_recommendations(
-    experiment: Experiment, workdir: pathlib.Path, step: int | None, requests: int, split: str = "test"
-) -> None:
-    """Prints what the model recommends for the first `requests` targets, with titles where the log has them."""
+def show_recommendations(experiment: Experiment, workdir: pathlib.Path, step: int | None, targets: Targets) -> None:
+    """Prints what the model recommends for the requests of targets, with titles where the log has them."""
     state, _ = restore(experiment, workdir, step)
-    targets = getattr(experiment.split, split).first(requests)
     _, items = experiment.evaluator().recommend(state.evaluation_variables(), targets, min(10, experiment.log.n_items))
     say(recommendations_text(experiment.log, targets, items))
 
 
 def export_vectors(
-    experiment: Experiment, workdir: pathlib.Path, step: int | None, folder: pathlib.Path, split: str = "test"
+    experiment: Experiment, workdir: pathlib.Path, step: int | None, targets: Targets, folder: pathlib.Path
 ) -> None:
     """Writes what an index elsewhere needs: items.npy [N + 1, U], row i the vector of item i, and its own id in
-    item_ids.npy (row 0 is no item); users.npy [n, M, U], users_mask.npy [n, M] and user_ids.npy for the requests of a
-    split, in order.
+    item_ids.npy (row 0 is no item); users.npy [n, M, U], users_mask.npy [n, M] and user_ids.npy for the requests of
+    targets, in order.
 
     A score is the inner product; of M user vectors the scores are merged as `eval.merge` says.
     """
-    log, targets = experiment.log, getattr(experiment.split, split)
+    log = experiment.log
     state, _ = restore(experiment, workdir, step)
     items, users, mask = experiment.evaluator().vectors(state.evaluation_variables(), targets)
     if jax.process_index() == 0:

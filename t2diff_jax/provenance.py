@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import jax
 
+# What of the environment changes numbers or programs; caches and addresses do not.
+_NAMES = ("JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
+
 
 def provenance(argv: Sequence[str]) -> dict[str, str | int | None]:
     """What one needs to repeat a run.
@@ -18,6 +21,7 @@ def provenance(argv: Sequence[str]) -> dict[str, str | int | None]:
     devices = jax.devices()
     return {
         "command": shlex.join(["python", pathlib.Path(argv[0]).name, *argv[1:]]),
+        "environment": " ".join(f"{name}={shlex.quote(os.environ[name])}" for name in _NAMES if os.environ.get(name)),
         "commit": _commit(pathlib.Path(__file__)),
         "device": devices[0].device_kind,
         "devices": len(devices),

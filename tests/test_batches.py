@@ -22,7 +22,7 @@ from t2diff_jax.data.batches import (
     prefetch,
     seen_items,
 )
-from t2diff_jax.data.splits import Split, Targets, make_split
+from t2diff_jax.data.splits import Split, Targets, make_split, requests_now
 
 PLAIN = Windows(length=5, session_length=3, session_gap=0, lags=True)
 
@@ -61,6 +61,18 @@ def test_gather_by_hand():
     assert batch["user"].tolist() == [1, 1, 0, 0] and batch["position"].tolist() == [6, 2, 0, 0]
     assert batch["age"].tolist() == [[89, 88, 60, 59, 0], [0, 0, 0, 2, 1], [0] * 5, [0] * 5]
     assert "user_features" not in batch
+
+
+def test_a_request_after_the_last_behaviour_is_that_before_one_that_comes_at_once():
+    items, times = [[9, 8], [1], [1, 2, 3, 4, 5, 6, 7]], [[0, 1], [5], [10, 11, 12, 40, 41, 100, 100]]
+    log, one_more = make_log(items, times), make_log([[*i, 3] for i in items], [[*t, t[-1]] for t in times])
+    now, users = requests_now(log), np.array([0, 1, 2, -1])
+    for windows in (PLAIN, dataclasses.replace(PLAIN, session_gap=30)):
+        batch, positions = gather(log, users, np.append(now.positions, 0), windows), np.append(now.positions, 0)
+        expected = gather(one_more, users, positions, windows)
+        assert batch.pop("target").tolist() == [0] * 4 and expected.pop("target").tolist() == [3, 3, 3, 0]
+        equal(batch, expected)
+    np.testing.assert_array_equal(seen_items(log, users, positions), seen_items(one_more, users, positions))
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 2**31 - 2, 2**31 - 1, 2**31, 2**60])

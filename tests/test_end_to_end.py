@@ -122,7 +122,8 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     other = ({100, 200} - {tiny.result(quickstart[0])["step"]}).pop()
     free = ("--config.eval.exclude_seen=True", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
     against = ("--name=eval_other", "--against", str(copied))
-    output = tiny.succeed("eval.py", copied, *free, f"--step={other}", "--show=2", *against, config=None)
+    now = ("--now", "--show=2", f"--export={copied / 'now'}")
+    output = tiny.succeed("eval.py", copied, *free, f"--step={other}", *now, *against, config=None)
     assert re.search(
         r"^against .*\n\nmetric +here   there  .*\nrecall@5 +0\.\d{4}  0\.\d{4} +\+0\.0000  \[", output, re.MULTILINE
     )
@@ -130,17 +131,20 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     assert tiny.result(copied) == tiny.result(quickstart[0])
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
     assert "popularity" not in result and "seen items excluded" in output
-    assert len(re.findall(r"^user \d+, after \d+ behaviours$", output, re.MULTILINE)) == 2
-    assert len(re.findall(r"^  next:  \w+ item \d+ \[\d+\]$", output, re.MULTILINE)) == 2
+    assert len(re.findall(r"^user [01], after \d+ behaviours$", output, re.MULTILINE)) == 2 and "next:" not in output
+    assert len(re.findall(r"^  last:  \w+ item \d+ \[\d+\]; ", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^ +\d+\.  \w+ item \d+ \[\d+\]", output, re.MULTILINE)) == 20
+    assert np.load(copied / "now" / "user_ids.npy").tolist() == list(range(400))
 
 
 def test_validation_targets_are_evaluated_on_request(copied):
     """As the training did at that step, with its one noise key; the test's result stays as it is."""
     before = tiny.result(copied)
     flags = ("--split=validation", "--config.eval.noise_keys=1", "--config.eval.popularity=False")
-    output = tiny.succeed("eval.py", copied, *SHORTER, *flags, "--against", str(copied), config=QUICKSTART)
+    more = ("--against", str(copied), "--show=2")
+    output = tiny.succeed("eval.py", copied, *SHORTER, *flags, *more, config=QUICKSTART)
     assert re.search(r"^validation, user_holdout, checkpoint of step", output, re.MULTILINE)
+    assert len(re.findall(r"^  next:  \w+ item \d+ \[\d+\]$", output, re.MULTILINE)) == 2
     result = json.loads((copied / "eval_validation.json").read_text())
     lines = map(json.loads, (copied / "metrics.jsonl").read_text().splitlines())
     expected = next(line for line in lines if (line["split"], line["step"]) == ("validation", result["step"]))

@@ -279,6 +279,8 @@ def test_recommendations_text():
         "  next:  Heat [0]",
         "     1.  Up [1]",
     ]
+    now = recommendations_text(log, Targets(np.array([1], np.int32), np.array([7], np.int32)), np.array([[1, 7]]))
+    assert now.splitlines()[0] == "user 1, after 7 behaviours" and now.splitlines()[2] == "     1.  Heat [0]"
     bare = recommendations_text(dataclasses.replace(log, titles=None), targets.first(1), np.array([[5, 7]]))
     assert "last:  0; 1; 3; 4; 5" in bare and "2.  6   <- next" in bare
 

@@ -8,9 +8,12 @@ from t2diff_jax import provenance as module
 from t2diff_jax.provenance import provenance
 
 
-def test_what_is_told():
+def test_what_is_told(monkeypatch):
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b=2")
     told = provenance(["/somewhere/train.py", "--config", "configs/a b.py"])
     assert told["command"] == "python train.py --config 'configs/a b.py'"
+    assert told["environment"] == "JAX_DEFAULT_MATMUL_PRECISION=highest XLA_FLAGS='--xla_a=1 --xla_b=2'"
     assert told["devices"] >= 1 and told["cores"] >= 1 and told["processes"] == 1 and told["device"]
 
 

@@ -16,6 +16,7 @@ from t2diff_jax.data.splits import (
     leave_one_out,
     make_split,
     random_targets,
+    requests_now,
     temporal,
     time_quantile,
     user_holdout,
@@ -38,6 +39,11 @@ def test_targets():
 
 
 # --- leave_one_out ---------------------------------------------------------------------------------------------------
+
+
+def test_requests_now():
+    now = requests_now(lengths_log(3, 1, 7))
+    assert pairs(now) == [(0, 3), (1, 1), (2, 7)] and now.users.dtype == now.positions.dtype == np.int32
 
 
 def test_leave_one_out_by_hand():

@@ -39,23 +39,28 @@ class Windows:
 
 
 def gather(log: InteractionLog, users: np.ndarray, positions: np.ndarray, windows: Windows) -> HostBatch:
-    """The batch of the targets (users [B], positions [B]); a negative user makes a row of weight 0."""
+    """The batch of the targets (users [B], positions [B]); a negative user makes a row of weight 0.
+
+    After a user's last behaviour the target is 0, and the request comes at the time of that behaviour.
+    """
     weight = (users >= 0).astype(np.float32)
     users, positions = np.maximum(users, 0), np.where(users >= 0, positions, 0)
     start = log.offsets[users]
     rows = (start + positions)[:, None] + np.arange(-windows.length, 0)
     valid = (rows >= start[:, None]) & (weight[:, None] > 0)
     rows = np.maximum(rows, 0)
+    own, ends = start + positions, log.offsets[users + 1]
+    known, own = (weight > 0) & (own < ends), np.minimum(own, ends - 1)
     batch = {
         "history": np.where(valid, log.items[rows], 0).astype(np.int32),
-        "target": np.where(weight > 0, log.items[start + positions], 0).astype(np.int32),
+        "target": np.where(known, log.items[own], 0).astype(np.int32),
         "weight": weight,
         "user": users.astype(np.int32),
         "position": positions.astype(np.int32),
         "session_length": _session_length(log, rows, valid, windows),
     }
     if windows.lags:
-        seconds = log.times[start + positions][:, None] - log.times[rows]
+        seconds = log.times[own][:, None] - log.times[rows]
         batch["age"] = np.where(valid, np.clip(seconds, 0, np.iinfo(np.int32).max), 0).astype(np.int32)
     if log.user_features is not None:
         batch["user_features"] = log.user_features[users]

@@ -39,6 +39,11 @@ class Split:
     test: Targets
 
 
+def requests_now(log: InteractionLog) -> Targets:
+    """The request of every user after the last behaviour: a position of which it is not known yet what came."""
+    return Targets(np.arange(log.n_users, dtype=np.int32), np.diff(log.offsets).astype(np.int32))
+
+
 def make_split(log: InteractionLog, config: DataConfig, seed: int) -> Split:
     """The split that `config.protocol` names. The same log, config and seed give the same split.
 

@@ -94,14 +94,16 @@ def sampler_table(rows: dict[str, list[Run]]) -> str:
 
 
 def commands_table(rows: dict[str, list[Run]]) -> str:
-    """How each row was made; a line for each hardware and commit that its seeds ran on."""
+    """How each row was made; a line for each hardware, commit and environment that its seeds ran on."""
     body = []
     for label, runs in rows.items():
-        made: dict[tuple[str, str], list[Run]] = {}
+        made: dict[tuple[str, str, str], list[Run]] = {}
         for run in runs:
-            made.setdefault((_hardware(run.origin), str(run.origin["commit"])), []).append(run)
-        for (hardware, commit), group in made.items():
+            told = _hardware(run.origin), str(run.origin["commit"]), run.origin.get("environment", "")
+            made.setdefault(told, []).append(run)
+        for (hardware, commit, environment), group in made.items():
             command = portable_command(group[0].origin["command"], group[0].folder.name)
+            command = f"{environment} {command}".strip()
             seeds = ", ".join(str(run.config["seed"]) for run in group)
             body.append([label, f"`{command}`", seeds, hardware, commit])
     return _markdown(["row", "command", "seeds", "hardware", "commit"], body)
