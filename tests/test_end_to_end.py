@@ -131,10 +131,10 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     assert tiny.result(copied) == tiny.result(quickstart[0])
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
     assert "popularity" not in result and "seen items excluded" in output
-    assert len(re.findall(r"^user [01], after \d+ behaviours$", output, re.MULTILINE)) == 2 and "next:" not in output
+    assert len(re.findall(r"^user [12], after \d+ behaviours$", output, re.MULTILINE)) == 2 and "next:" not in output
     assert len(re.findall(r"^  last:  \w+ item \d+ \[\d+\]; ", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^ +\d+\.  \w+ item \d+ \[\d+\]", output, re.MULTILINE)) == 20
-    assert np.load(copied / "now" / "user_ids.npy").tolist() == list(range(400))
+    assert np.load(copied / "now" / "user_ids.npy").tolist() == list(range(1, 401))
 
 
 def test_validation_targets_are_evaluated_on_request(copied):
