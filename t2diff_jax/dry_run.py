@@ -99,13 +99,17 @@ def find_devices(topology: str) -> list[Any]:
     """Devices of a topology, whether they are here or not. Raises `ConfigError` where there is no such one."""
     if topology in ("local", "cuda"):
         return jax.devices()
+    gpus = is_described(topology)
     try:
-        return described_devices(topology) if is_described(topology) else _tpus(topology)
+        return described_devices(topology) if gpus else _tpus(topology)
     except Exception as error:  # whatever the plugin raises
-        raise ConfigError(
-            f"--topology={topology}: {str(error).splitlines()[0]}; give local, cuda, GPUs as h100:8 or h200:4x8 "
-            "(hosts x GPUs; pip install -e '.[cuda]') or a slice of TPUs as v5e:4x4 (pip install -e '.[tpu]')"
-        ) from error
+        remedy = (
+            "to compile for GPUs that are not here: pip install -e '.[cuda]'"
+            if gpus
+            else "give local, cuda, GPUs as h100:8 or h200:4x8 (hosts x GPUs; pip install -e '.[cuda]') or a slice of "
+            "TPUs as v5e:4x4 (pip install -e '.[tpu]')"
+        )
+        raise ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}; {remedy}") from error
 
 
 def _tpus(topology: str) -> list[Any]:
