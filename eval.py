@@ -37,6 +37,11 @@ flags.register_multi_flags_validator(
 _SHOW = flags.DEFINE_integer("show", 0, "Print the recommendations of so many requests as well.", lower_bound=0)
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the vectors of all items and of the requests, as .npy files.")
 _NOW = flags.DEFINE_bool("now", False, "Show and export the request of every user after the last behaviour of the log.")
+flags.register_multi_flags_validator(
+    ["now", "show", "export"],
+    lambda given: not given["now"] or given["show"] or given["export"],
+    "--now says whose requests --show and --export are about: give one of them",
+)
 _AGAINST = flags.DEFINE_string(
     "against", None, "Workdir of another run on the same data, evaluated under the same name."
 )

@@ -174,6 +174,7 @@ def test_no_result_is_written_over_another_file(copied):
         (["--name=config"], "must be eval or begin with it"),
         (["--name=eval", "--split=validation"], "that of the other split's result"),
         (["--name=eval_validation"], "that of the other split's result"),
+        (["--now"], "--now says whose requests --show and --export are about"),
     ]:
         done = tiny.command("eval.py", copied, *SHORTER, *flags, config=QUICKSTART)
         assert done.returncode != 0 and told in done.stdout + done.stderr
