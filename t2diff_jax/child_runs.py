@@ -67,8 +67,8 @@ def stopped_by_signals(message: str) -> Iterator[None]:
     heard = [number for number in _STOPS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
     def told(_number: int, _frame: types.FrameType | None) -> None:
-        for number in heard:
-            signal.signal(number, signal.SIG_IGN)
+        for number in heard:  # a handler, since a process that is just being started would inherit SIG_IGN
+            signal.signal(number, lambda *_: None)
         raise Preempted(message)
 
     previous = {number: signal.signal(number, told) for number in heard}

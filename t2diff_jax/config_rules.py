@@ -112,13 +112,6 @@ def model_rules(c: "Config") -> Rules:
             "model.user_scale",
             f"is for {', '.join(_SCALED)}; must be 1 for other models",
         ),
-        (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
-        (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
-        (
-            min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,
-            "model.mamba",
-            "sizes must be at least 1, chunk at least 0",
-        ),
     ]
 
 
@@ -143,10 +136,17 @@ def dropout_rules(c: "Config") -> Rules:
 
 
 def rival_rules(c: "Config") -> Rules:
-    """Towers, interests and views of the models that T2Diff is measured against."""
+    """What only one of the models has that T2Diff is measured against."""
     m, i = c.model, c.model.interests
     of_interests = m.name in OF_INTERESTS
     return [
+        (0 <= m.bert4rec.masked <= 1, "model.bert4rec.masked", "must be in [0, 1]"),
+        (min(m.caser.last, m.caser.horizontal, m.caser.vertical) >= 1, "model.caser", "sizes must be at least 1"),
+        (
+            min(m.mamba.state, m.mamba.conv, m.mamba.expand) >= 1 and m.mamba.chunk >= 0,
+            "model.mamba",
+            "sizes must be at least 1, chunk at least 0",
+        ),
         (m.two_tower.temperature >= 0, "model.two_tower.temperature", "must not be negative"),
         (
             m.name != "dat" or m.two_tower.temperature > 0,

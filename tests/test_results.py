@@ -251,10 +251,19 @@ def test_every_commit_and_hardware_is_told_with_its_seeds(tmp_path):
     (first, second) = commands_table(rows_of(map(read_run, tmp_path.iterdir()))).splitlines()[2:]
     assert "--config.seed=0` | 0, 2 | 1 x GPU X, 2 core(s), jax 0.10.2 | abc1234 |" in first
     assert "--config.seed=1` | 1 | 1 x cpu, 2 core(s), jax 0.10.2 | abc1234 |" in second
-    origin = json.loads((tmp_path / "a_seed2" / "run.json").read_text()) | {"environment": "XLA_FLAGS=--xla_a=1"}
+    origin = json.loads((tmp_path / "a_seed2" / "run.json").read_text()) | {
+        "environment": "XLA_FLAGS='--xla_a=1 --xla_dump_to=/home/somebody/x'"
+    }
     (tmp_path / "a_seed2" / "run.json").write_text(json.dumps(origin))
     lines = commands_table(rows_of(map(read_run, tmp_path.iterdir()))).splitlines()[2:]
-    assert len(lines) == 3 and "`XLA_FLAGS=--xla_a=1 python train.py " in lines[2] and "` | 2 | 1 x GPU X" in lines[2]
+    assert (
+        len(lines) == 3
+        and "`XLA_FLAGS='--xla_a=1 --xla_dump_to=FILE' python " in lines[2]
+        and "` | 2 | 1 x GPU X" in lines[2]
+    )
+    keep(read_run(tmp_path / "a_seed2"), tmp_path / "kept")
+    kept = json.loads((tmp_path / "kept" / "a_seed2" / "run.json").read_text())
+    assert kept["environment"] == "XLA_FLAGS='--xla_a=1 --xla_dump_to=FILE'"
 
 
 def test_the_figures(page):

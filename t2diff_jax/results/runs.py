@@ -118,7 +118,11 @@ def keep(run: Run, folder: pathlib.Path) -> None:
     if copy.resolve() == run.folder.resolve():
         raise ResultsError(f"--keep {folder}: is where the runs lie; name another folder")
     copy.mkdir(parents=True, exist_ok=True)
-    origin = {**run.origin, "command": portable_command(run.origin["command"], run.folder.name)}
+    origin = {
+        **run.origin,
+        "command": portable_command(run.origin["command"], run.folder.name),
+        "environment": portable_environment(run.origin),
+    }
     config = {"log_digest": run.log_digest, "config": _without_folders(run.config)}
     for name, value in {"config": config, "run": origin, **run.evaluations}.items():
         (copy / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
@@ -189,6 +193,11 @@ def portable_command(command: str, name: str) -> str:
         word = re.sub(r"^(--config\.data\.path=).*", r"\g<1>DIR", word)
         out.append(re.sub(r"^(--[\w.]+=)?/.*", r"\g<1>FILE", word))
     return shlex.join(out)
+
+
+def portable_environment(origin: dict[str, Any]) -> str:
+    """What `run.json` tells of the environment, "" where it is older, without the paths of the machine."""
+    return re.sub(r"=/[^\s']*", "=FILE", origin.get("environment", ""))
 
 
 def is_excluded(run: Run) -> bool:

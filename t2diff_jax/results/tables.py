@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
-from t2diff_jax.results.runs import Run, by_sampler, is_excluded, main_evaluation, metric_mean, portable_command
+from t2diff_jax.results.runs import (
+    Run,
+    by_sampler,
+    is_excluded,
+    main_evaluation,
+    metric_mean,
+    portable_command,
+    portable_environment,
+)
 
 _METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss")
 _COMPARED = ("ndcg@10", "recall@20")
@@ -99,7 +107,7 @@ def commands_table(rows: dict[str, list[Run]]) -> str:
     for label, runs in rows.items():
         made: dict[tuple[str, str, str], list[Run]] = {}
         for run in runs:
-            told = _hardware(run.origin), str(run.origin["commit"]), run.origin.get("environment", "")
+            told = _hardware(run.origin), str(run.origin["commit"]), portable_environment(run.origin)
             made.setdefault(told, []).append(run)
         for (hardware, commit, environment), group in made.items():
             command = portable_command(group[0].origin["command"], group[0].folder.name)

@@ -11,7 +11,7 @@ from etils import epath
 from t2diff_jax.config import DataConfig, TableConfig
 from t2diff_jax.data.log import BLOCK, DataError, InteractionLog, ItemTable, UserTable
 from t2diff_jax.data.parts import Behaviours, Parts, load_parts
-from t2diff_jax.data.sources import features, text
+from t2diff_jax.data.sources import features, text, times
 
 _FirstRows = Callable[[np.ndarray, str, Sequence[str]], tuple[np.ndarray, dict[str, np.ndarray]]]
 _KINDS = (".csv", ".tsv", ".parquet")
@@ -21,9 +21,8 @@ def load_table(config: DataConfig) -> InteractionLog:
     """Reads the file, or the folder of files, `config.path` by the columns that `config.table` names.
 
     Ids are integers or strings; times are unix seconds or of ISO 8601 (UTC where they name no offset; in Parquet also
-    datetimes and dates), and fractions of seconds are cut off. Feature files that are given by
-    a relative path lie beside the log, or in its folder. Features in the log itself are taken from the first row of an
-    item or user.
+    datetimes and dates), and fractions of seconds are cut off. Feature files that are given by a relative path lie
+    beside the log, or in its folder. Features in the log itself are taken from the first row of an item or user.
 
     Raises:
       DataError: a file or column is missing, a value cannot be read, or an id is listed twice in a feature file.
@@ -91,8 +90,8 @@ def _check_kind(path: epath.Path) -> None:
 
 def _behaviours(keys: TableConfig, real_times: bool, path: epath.Path, rows: int | None) -> Iterator[Behaviours]:
     for table in _read(path, (keys.user, keys.item, keys.time), keys, rows):
-        times = text.seconds(table, keys.time, real=real_times)
-        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), times)
+        seconds = times.seconds(table, keys.time, real=real_times)
+        yield Behaviours(text.ids(table, keys.user), text.ids(table, keys.item), seconds)
 
 
 def _read(path: epath.Path, columns: Sequence[str], keys: TableConfig, rows: int | None) -> Iterator[text.TextTable]:
@@ -153,7 +152,7 @@ def _check_type(path: epath.Path, name: str, dtype: Any, keys: TableConfig) -> N
     number = inner.is_numeric() and not (is_id and getattr(inner, "scale", 0))
     date = inner.is_temporal() and inner != pl.Duration and (not is_time or inner != pl.Time)
     if not (number or date or inner in (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Boolean, pl.Null)):
-        remedy = text.SECONDS if is_time else "convert the column to integers or strings"
+        remedy = times.SECONDS if is_time else "convert the column to integers or strings"
         raise DataError(f"{path}, field {name}: values of type {dtype} cannot be read; {remedy}")
 
 
