@@ -31,6 +31,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile every program for --topo
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "local", "With --dry_run: local, cuda, or what is not here, as v5e:16x16, h200:8."
 )
+_SLICES = flags.DEFINE_integer("slices", 1, "With --dry_run: so many TPU slices of that topology.", 1)
 flags.register_multi_flags_validator(
     ["workdir", "dry_run"], lambda given: given["workdir"] or given["dry_run"], "--workdir is needed to train"
 )
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
         config = from_mapping(_CONFIG.value)
         if not _DRY_RUN.value:
             return run(config, pathlib.Path(_WORKDIR.value))
-        for line in dry_run(config, _TOPOLOGY.value):
+        for line in dry_run(config, _TOPOLOGY.value, _SLICES.value):
             say(line)
 
 

@@ -58,19 +58,21 @@ class Program:
     refusal: str
 
 
-def dry_run(config: Config, topology: str) -> Iterator[str]:
+def dry_run(config: Config, topology: str, slices: int = 1) -> Iterator[str]:
     """The report for `topology`, line by line, as programs are done.
 
     topology: "local", the devices that are here; "cuda", lowered for as many; GPUs of a kind, "h100:8" or "h100:4x8"
       (four hosts of eight); else what libtpu knows: "v5e:16x16".
+    slices: of TPUs: so many of them, which talk over the data-centre network.
 
     Raises:
       ConfigError: there is no such topology, or the configuration does not fit on it.
     """
-    devices = find_devices(topology)
+    devices = find_devices(topology, slices)
     mesh, kind = make_mesh(config.mesh, devices), "CUDA" if topology == "cuda" else devices[0].device_kind
+    where = topology if slices == 1 else f"{slices} slices of {topology}"
     yield (
-        f"{config.model.name}, {config.dry_run.n_items:,} items, on {topology}: {len(devices)} devices ({kind}), "
+        f"{config.model.name}, {config.dry_run.n_items:,} items, on {where}: {len(devices)} devices ({kind}), "
         f"data {mesh.shape['data']} x model {mesh.shape['model']}"
     )
     programs = []
@@ -95,13 +97,15 @@ def verdict(programs: Sequence[Program], capacity: int | None) -> str:
     return f"most memory per device: {_size(most)} of {_size(capacity)}: {fits}"
 
 
-def find_devices(topology: str) -> list[Any]:
+def find_devices(topology: str, slices: int = 1) -> list[Any]:
     """Devices of a topology, whether they are here or not. Raises `ConfigError` where there is no such one."""
-    if topology in ("local", "cuda"):
+    here, gpus = topology in ("local", "cuda"), is_described(topology)
+    if slices > 1 and (here or gpus):
+        raise ConfigError(f"--slices={slices}: only TPUs have slices, and --topology={topology} has none")
+    if here:
         return jax.devices()
-    gpus = is_described(topology)
     try:
-        return described_devices(topology) if gpus else _tpus(topology)
+        return described_devices(topology) if gpus else _tpus(topology, slices)
     except Exception as error:  # whatever the plugin raises
         remedy = (
             "to compile for GPUs that are not here: pip install -e '.[cuda]'"
@@ -112,14 +116,15 @@ def find_devices(topology: str) -> list[Any]:
         raise ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}; {remedy}") from error
 
 
-def _tpus(topology: str) -> list[Any]:
+def _tpus(topology: str, slices: int) -> list[Any]:
     from jax.experimental import topologies  # costs half a second
 
     # Without them libtpu asks the network which machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs: others may compile at the same time
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    several = {"num_slices": slices} if slices > 1 else {}
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices)
 
 
 def compile_programs(
@@ -183,7 +188,7 @@ def described(program: Program, devices: int) -> Iterator[str]:
     )
     for c in program.collectives:
         doubt = "" if c.loops_known else " (some in a loop of unknown length, counted once)"
-        yield f"  {c.kind:18s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
+        yield f"  {c.kind:25s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
     if not program.collectives:
         yield "  no collectives"
 

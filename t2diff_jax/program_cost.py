@@ -26,6 +26,7 @@ class Collective:
     """Arrays of one kind that a program sends between devices in one run of it.
 
     Attributes:
+      kind: "all-reduce" and so on; what passes between TPU slices is named so, beside what each slice does of it.
       count: how often; a collective inside a loop counts each time round.
       bytes: of their results on one device, all together.
       largest: of the greatest single array; the compiler sends several together.
@@ -148,15 +149,14 @@ def _computations(text: str) -> tuple[str, dict[str, list[_Operation]]]:
 def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[str, list[int], int | None]]:
     """(kind, bytes of its arrays, how often or None) of every collective; of one that runs beside others once."""
     entry, computations = program
-    channels: set[str] = set()
+    channels: set[tuple[str, str]] = set()
 
     def walk(name: str, times: int | None) -> Iterator[tuple[str, list[int], int | None]]:
         for operation in computations.get(name, ()):
-            kind = operation.name.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind := _kind(operation):
                 channel = re.search(r"channel_id=(\d+)", operation.rest)
-                if channel is None or channel[1] not in channels:
-                    channels.update(channel.groups() if channel else ())
+                if channel is None or (kind, channel[1]) not in channels:
+                    channels.update([(kind, channel[1])] if channel else ())
                     yield kind, _bytes(operation), times
             inside = times
             if operation.name == "while":
@@ -167,6 +167,14 @@ def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[st
                     yield from walk(called, inside)
 
     return walk(entry, 1)
+
+
+def _kind(operation: _Operation) -> str:
+    """Of a collective; else nothing. Between slices it is a transfer by the hosts, whose receipt tells its result."""
+    if operation.name == "recv" and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)):
+        return f"{between[1].lower().replace('_', '-')} between slices"
+    kind = operation.name.removesuffix("-start")
+    return kind if kind in COLLECTIVES else ""
 
 
 def _rounds(loop: _Operation, computations: dict[str, list[_Operation]]) -> int | None:
@@ -182,6 +190,8 @@ def _rounds(loop: _Operation, computations: dict[str, list[_Operation]]) -> int 
 def _bytes(operation: _Operation) -> list[int]:
     """Of each array of the result. The result of the start of an asynchronous one has its operands first."""
     arrays = _ARRAY.findall(operation.form)
+    if operation.name == "recv":
+        arrays = arrays[:1]  # beside it a number and a token
     if operation.name.endswith("-start") and operation.name != "all-reduce-start":
         arrays = arrays[len(arrays) // 2 :]
     return [_bits(kind) * math.prod(int(n) for n in shape.split(",") if n) // 8 for kind, shape in arrays]

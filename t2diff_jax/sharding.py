@@ -33,9 +33,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: {config.data} x {config.model} (data x model) does not lay out {len(devices)} devices; "
             "data = -1 takes what model leaves"
         )
+    return Mesh(lay_out(data, config.model, devices), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def lay_out(data: int, model: int, devices: Sequence[Any]) -> np.ndarray:
+    """Devices [data, model], neighbours by the wires. Of several TPU slices each holds whole rows.
+
+    So what goes along `model` stays within a slice, and only sums over the batch pass between them.
+
+    Raises:
+      ConfigError: the slices cannot share out the data axis.
+    """
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if data % slices:
+        raise ConfigError(
+            f"config.mesh.data: {data} does not divide by {slices} slices, between which item tables are not split; "
+            "make config.mesh.model smaller"
+        )
     # A slice of 4 x 4 x 4 has no axis of 8: then one of them is split.
-    laid_out = mesh_utils.create_device_mesh((data, config.model), devices, allow_split_physical_axes=True)
-    return Mesh(laid_out, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    within = (data // slices, model)
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1), devices, allow_split_physical_axes=True)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

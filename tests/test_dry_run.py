@@ -96,14 +96,19 @@ def test_a_program_too_big_for_its_device_is_told():
 def test_what_is_no_topology():
     with pytest.raises(ConfigError, match=r"--topology=v5e:nine: .*give local, cuda, GPUs as h100:8 or"):
         dry.find_devices("v5e:nine")
+    with pytest.raises(ConfigError, match=r"--slices=2: only TPUs have slices, and --topology=local has none"):
+        list(dry.dry_run(tiny.tiny(), "local", slices=2))
     with pytest.raises(ConfigError, match=r"do not divide by 2 devices; set config\.model\.row_multiple"):
         list(dry.dry_run(tiny.tiny(model__row_multiple=1, dry_run__n_items=2, mesh__model=2, mesh__data=4), "local"))
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
-@pytest.mark.parametrize("shape", ["v5e:4x4"])
-def test_a_pod_is_compiled_for_without_one(shape):
-    """The real configuration with a smaller batch and network: nothing sends, or needs for itself, a whole table."""
+@pytest.mark.parametrize(("shape", "slices"), [("v5e:4x4", 1), ("v5e:2x4", 2)])
+def test_a_pod_is_compiled_for_without_one(shape, slices):
+    """The real configuration with a smaller batch and network: nothing sends, or needs for itself, a whole table.
+
+    Slices send each other sums alone: nothing of a table's rows but those that a batch touched.
+    """
     config = pod.get_config()
     config.train.batch_size = 64
     config.eval.batch_size = 64
@@ -111,7 +116,7 @@ def test_a_pod_is_compiled_for_without_one(shape):
     config.model.layers, config.diffusion.filters = 1, (16, 16)  # else it compiles for minutes
     config = from_mapping(config)
     table = config.dry_run.n_items * (config.model.dim - config.model.category_dim) * 4
-    mesh = dry.make_mesh(config.mesh, dry.find_devices(shape))
+    mesh = dry.make_mesh(config.mesh, dry.find_devices(shape, slices))
     programs = list(dry.compile_programs(config, mesh, only_lower=False))
     assert [program.refusal for program in programs] == [""] * 4
     for program in programs:

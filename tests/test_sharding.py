@@ -1,5 +1,7 @@
 """The mesh and the placement rules: item tables by rows over "model", batches over "data", the rest everywhere."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from t2diff_jax.config_values import ConfigError
 from t2diff_jax.sharding import (
     batch_sharding,
     check_batch,
+    lay_out,
     make_mesh,
     process_rows,
     put_batch,
@@ -53,6 +56,40 @@ def test_the_mesh_has_all_devices(config, shape):
 def test_a_mesh_that_does_not_fit_is_refused(config):
     with pytest.raises(ConfigError, match=r"config.mesh: .*does not lay out 8 devices; data = -1 takes"):
         mesh(*config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a layout asks of one."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def slices(count):
+    return [Device(4 * n + 2 * y + x, n, (x, y, 0)) for n in range(count) for y in range(2) for x in range(2)]
+
+
+@pytest.mark.parametrize("model", [1, 2, 4])
+def test_tables_stay_within_a_slice(model):
+    """Rows of the mesh lie in one slice each, and all devices have a place."""
+    made = lay_out(12 // model, model, slices(3))
+    assert made.shape == (12 // model, model) and set(made.flat) == set(slices(3))
+    assert all(len({device.slice_index for device in row}) == 1 for row in made)
+    assert [row[0].slice_index for row in made] == sorted(row[0].slice_index for row in made)
+
+
+def test_tables_between_slices_are_refused_but_between_hosts_with_gpus_laid_out():
+    """Of GPUs each host is told to be a slice, and few hosts may have to share a table."""
+    with pytest.raises(ConfigError, match=r"config.mesh.data: 1 does not divide by 2 slices, .*mesh.model smaller"):
+        lay_out(1, 8, slices(2))
+    gpus = [dataclasses.replace(device, platform="gpu", device_kind="NVIDIA H200") for device in slices(2)]
+    assert lay_out(1, 8, gpus).tolist() == [gpus]
 
 
 def test_item_tables_and_what_follows_them_go_by_rows():
