@@ -44,7 +44,8 @@ def lay_out(data: int, model: int, devices: Sequence[Any]) -> np.ndarray:
     Raises:
       ConfigError: the slices cannot share out the data axis.
     """
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    # GPUs have the attribute too, one for each host; TPUs only where there are several slices.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if data % slices:
         raise ConfigError(
             f"config.mesh.data: {data} does not divide by {slices} slices, between which item tables are not split; "

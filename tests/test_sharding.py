@@ -60,10 +60,9 @@ def test_a_mesh_that_does_not_fit_is_refused(config):
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a layout asks of one."""
+    """What a layout asks of one; alone a slice has no number."""
 
     id: int
-    slice_index: int
     coords: tuple[int, int, int]
     platform: str = "tpu"
     device_kind: str = "TPU v5 lite"
@@ -71,8 +70,23 @@ class Device:
     process_index: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class OfSlice(Device):
+    """One of several slices."""
+
+    slice_index: int = 0
+
+
 def slices(count):
-    return [Device(4 * n + 2 * y + x, n, (x, y, 0)) for n in range(count) for y in range(2) for x in range(2)]
+    places = [(n, x, y) for n in range(count) for y in range(2) for x in range(2)]
+    return [OfSlice(4 * n + 2 * y + x, (x, y, 0), slice_index=n) for n, x, y in places]
+
+
+def test_one_slice_follows_the_wires():
+    wires = [Device(2 * y + x, (x, y, 0)) for y in range(2) for x in range(4)]
+    made = lay_out(4, 2, wires)
+    assert made.shape == (4, 2) and set(made.flat) == set(wires)
+    assert all(abs(a.coords[0] - b.coords[0]) + abs(a.coords[1] - b.coords[1]) == 1 for a, b in made)
 
 
 @pytest.mark.parametrize("model", [1, 2, 4])
