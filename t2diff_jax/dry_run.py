@@ -48,6 +48,7 @@ class Program:
       seconds: to compile it.
       memory, collectives: None where there is no compiled program.
       refusal: why the compiler made none: what the program needs is more than the device has.
+      beside: bytes of the train state that it does not read and that lie on each device while training validates.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Program:
     memory: Memory | None
     collectives: list[Collective] | None
     refusal: str
+    beside: int = 0
 
 
 def dry_run(config: Config, topology: str, slices: int = 1) -> Iterator[str]:
@@ -86,7 +88,7 @@ def dry_run(config: Config, topology: str, slices: int = 1) -> Iterator[str]:
 def verdict(programs: Sequence[Program], capacity: int | None) -> str:
     """Whether they fit into `capacity` bytes of a device; None: not known."""
     refused = [program.name for program in programs if program.refusal]
-    most = max((program.memory.total for program in programs if program.memory), default=None)
+    most = max((program.memory.total + program.beside for program in programs if program.memory), default=None)
     if refused:
         return f"DOES NOT FIT: {', '.join(refused)}"
     if most is None:
@@ -138,8 +140,16 @@ def compile_programs(
     yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)
     evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
     batch = parts.evaluation_forms(evaluator.batch_rows, seen=seen)
-    for name, (program, arguments) in evaluator.programs(state.evaluation_variables(), batch).items():
-        yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options)
+    variables = state.evaluation_variables()
+    beside = bytes_on_each(state) - bytes_on_each(variables)
+    for name, (program, arguments) in evaluator.programs(variables, batch).items():
+        yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options, beside)
+
+
+def bytes_on_each(tree: Any) -> int:
+    """What arrays with these shapes and shardings take on one device, without the padding of its layout."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
 def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
@@ -186,6 +196,8 @@ def described(program: Program, devices: int) -> Iterator[str]:
         f"  memory per device  {_size(m.total)}: arguments {_size(m.arguments)}, results {_size(m.results)} (of which "
         f"in place {_size(m.aliased)}), temporaries {_size(m.temporaries)}, code {_size(m.code)}"
     )
+    if program.beside:
+        yield f"  beside it           {_size(program.beside)} of the train state, while training validates"
     for c in program.collectives:
         doubt = "" if c.loops_known else " (some in a loop of unknown length, counted once)"
         yield f"  {c.kind:25s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
@@ -194,20 +206,26 @@ def described(program: Program, devices: int) -> Iterator[str]:
 
 
 def _compiled(
-    name: str, function: Any, arguments: tuple[Any, ...], only_lower: bool, options: dict[str, Any] | None
+    name: str,
+    function: Any,
+    arguments: tuple[Any, ...],
+    only_lower: bool,
+    options: dict[str, Any] | None,
+    beside: int = 0,
 ) -> Program:
     start, traced = time.perf_counter(), function.trace(*arguments)
     flops = product_flops(traced.jaxpr.jaxpr)
     if only_lower:
         traced.lower(lowering_platforms=("cuda",))
-        return Program(name, flops, time.perf_counter() - start, None, None, "")
+        return Program(name, flops, time.perf_counter() - start, None, None, "", beside)
     try:
         compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Program(name, flops, time.perf_counter() - start, None, None, str(error).splitlines()[0])
-    return Program(name, flops, time.perf_counter() - start, memory_of(compiled), collectives_of(compiled), "")
+    seconds = time.perf_counter() - start
+    return Program(name, flops, seconds, memory_of(compiled), collectives_of(compiled), "", beside)
 
 
 def _size(count: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2diff_jax import rng
@@ -131,8 +132,9 @@ class Evaluator:
         """
         if not isinstance(self.retriever, Generative):
             return []
-        args, warm = (self._keys(1)[0], jnp.array(steps, jnp.int32)), targets.positions > 0
-        parts = fetch_each(self._denoise(variables, self.catalogue, b, *args) for b in self._batches(targets))
+        how, warm = (self._keys(1)[0], jnp.array(steps, jnp.int32)), targets.positions > 0
+        table = self._build_embeddings(variables, self.catalogue)
+        parts = fetch_each(self._denoise(variables, self.catalogue, table, b, how) for b in self._batches(targets))
         if None in parts:
             return []
         arrays = (np.concatenate(a, axis=1)[:, : len(targets)][:, warm] for a in zip(*parts, strict=True))
@@ -153,7 +155,10 @@ class Evaluator:
         return -(-self.config.batch_size // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
     def programs(self, variables: Variables, batch: Batch) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """The compiled functions of an evaluation by what they make, each with its arguments (their shapes will do)."""
+        """The compiled functions of an evaluation by what they make, each with its arguments (their shapes will do).
+
+        Of a model that generates also what the final evaluation compares the generated item with.
+        """
         args, keys = (variables, self.catalogue), jax.eval_shape(lambda: jnp.stack(self._keys(self.config.noise_keys)))
 
         def made(build: Any, search: str) -> BlockedTable:
@@ -162,11 +167,20 @@ class Evaluator:
 
         table, searched = made(self._build_table, "float32"), made(self._build_searched, self.config.search)
         key, k = jax.eval_shape(lambda: self._keys(1)[0]), min(max(self.config.ks), self.catalogue.n_items)
-        return {
+        programs = {
             "item table": (self._build_searched, args),
             "ranks": (self._score, (*args, table, batch, keys)),
             "recommendations": (self._recommend, (*args, searched, batch, key, k)),
         }
+        if not isinstance(self.retriever, Generative):
+            return programs
+        embeddings, step = made(self._build_embeddings, "float32"), jax.ShapeDtypeStruct((1,), jnp.int32)
+        generated = {
+            "generated items": (self._compare, (*args, embeddings, batch, key)),
+            "denoised items": (self._denoise, (*args, embeddings, batch, (key, step))),
+        }
+        made_none = {name for name, (program, given) in generated.items() if jax.eval_shape(program, *given) is None}
+        return programs | {name: generated[name] for name in generated if name not in made_none}
 
     def _table(self, make: Any, search: str) -> Any:
         """What makes the blocked table of the vectors that `make` gives for (variables, catalogue)."""
@@ -235,7 +249,7 @@ class Evaluator:
     @functools.cached_property
     def _compare(self):
         def compare(variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, key: jax.Array):
-            generated = self.retriever.generate_items(variables, catalogue, batch, key)
+            generated = self._by_rows(self.retriever.generate_items, out=0)(variables, catalogue, batch, key)
             if generated is None:
                 return None
             target, last, first = table.rows(batch["target"]), table.rows(batch["history"][:, -1]), generated[:, 0]
@@ -253,15 +267,18 @@ class Evaluator:
 
     @functools.cached_property
     def _denoise(self):
-        def denoise(variables: Variables, catalogue: Catalogue, batch: Batch, key: jax.Array, steps: jax.Array):
+        def denoise(
+            variables: Variables, catalogue: Catalogue, table: BlockedTable, batch: Batch, how: tuple[Array, Array]
+        ):
             # What does not depend on r is computed once.
-            items = jax.vmap(self.retriever.denoise_items, (*[None] * 4, 0))(variables, catalogue, batch, key, steps)
+            each = jax.vmap(lambda *a: self.retriever.denoise_items(*a[:3], *a[3]), (None, None, None, (None, 0)))
+            items = self._by_rows(each, out=1)(variables, catalogue, batch, how)
             if items is None:
                 return None
-            target = self.retriever.item_embeddings(variables, catalogue)[batch["target"]][None]
+            target = table.rows(batch["target"])[None]
             return cosine(items, target), jnp.square(items - target).mean(axis=-1)
 
-        placed = (None, row_sharding(self.mesh), batch_sharding(self.mesh), None, None)
+        placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)
         return jax.jit(denoise, in_shardings=placed, out_shardings=replicated(self.mesh))
 
     @functools.cached_property

@@ -147,16 +147,24 @@ def _computations(text: str) -> tuple[str, dict[str, list[_Operation]]]:
 
 
 def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[str, list[int], int | None]]:
-    """(kind, bytes of its arrays, how often or None) of every collective; of one that runs beside others once."""
-    entry, computations = program
-    channels: set[tuple[str, str]] = set()
+    """(kind, bytes of its arrays, how often or None) of every collective.
 
-    def walk(name: str, times: int | None) -> Iterator[tuple[str, list[int], int | None]]:
+    One that runs beside other work is written twice, in the fusion that starts it and in the one that ends it: of two
+    equal ones in fusions the second is none. Elsewhere equal ones are several: what a program asks for by name, as
+    `psum`, all has one channel.
+    """
+    entry, computations = program
+    started: set[tuple[str, ...]] = set()
+
+    def walk(name: str, times: int | None, fused: bool) -> Iterator[tuple[str, list[int], int | None]]:
         for operation in computations.get(name, ()):
             if kind := _kind(operation):
-                channel = re.search(r"channel_id=(\d+)", operation.rest)
-                if channel is None or (kind, channel[1]) not in channels:
-                    channels.update([(kind, channel[1])] if channel else ())
+                channel = re.search(r"channel_id=\d+", operation.rest)
+                same = kind, channel[0] if channel else "", operation.form
+                if fused and same in started:
+                    started.remove(same)
+                else:
+                    started.update([same] if fused else ())
                     yield kind, _bytes(operation), times
             inside = times
             if operation.name == "while":
@@ -164,9 +172,9 @@ def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[st
                 inside = None if times is None or rounds is None else times * rounds
             for single, several in _CALLED.findall(operation.rest):
                 for called in [single] if single else re.findall(r"[\w.\-]+", several):
-                    yield from walk(called, inside)
+                    yield from walk(called, inside, fused or operation.name == "fusion")
 
-    return walk(entry, 1)
+    return walk(entry, 1, False)
 
 
 def _kind(operation: _Operation) -> str:
@@ -188,8 +196,13 @@ def _rounds(loop: _Operation, computations: dict[str, list[_Operation]]) -> int 
 
 
 def _bytes(operation: _Operation) -> list[int]:
-    """Of each array of the result. The result of the start of an asynchronous one has its operands first."""
+    """Of each array of the result. The result of the start of an asynchronous one has its operands first.
+
+    On TPUs two numbers of the compiler's own follow what a permutation moves.
+    """
     arrays = _ARRAY.findall(operation.form)
+    if operation.name == "collective-permute-start" and len(arrays) > 2 and arrays[-2:] == [("u32", "")] * 2:
+        arrays = arrays[:-2]
     if operation.name == "recv":
         arrays = arrays[:1]  # beside it a number and a token
     if operation.name.endswith("-start") and operation.name != "all-reduce-start":

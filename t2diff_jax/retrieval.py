@@ -4,6 +4,7 @@ No [B, N] matrix is kept. Products are in full float32: an accelerator's default
 compare.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -116,7 +117,8 @@ def score_targets(
     product = dot("bmu,bu->bm", users.vectors, target_vectors)
     size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
     own = merge_vectors((product - shift)[..., None], users.mask, merge)
-    slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift), 0), axis=1, keepdims=True)
+    terms = math.log(users.mask.shape[1]) if merge == "logsumexp" else 0.0  # their sum rounds by its own size
+    slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift) + terms, 0), axis=1, keepdims=True)
 
     def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         twice, most, totals = carry
@@ -136,7 +138,7 @@ def score_targets(
     counted = (targets > 0) & (targets <= table.n_items)
     if users.excluded is not None:
         counted &= ~(users.excluded == targets[:, None]).any(axis=1)
-    rank = 1 + (twice - counted) / 2
+    rank = 1 + (jnp.maximum(twice, counted) - counted) / 2
     if users.excluded is not None:
         repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
         totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)

@@ -33,11 +33,13 @@ from t2diff_jax.retrieval import (
 _SORTED_AT_ONCE = 65_536  # rows of which the maxima are collected before the best are taken
 _MARGIN = 2  # times as many groups are found where they are searched for at less precision
 _AT_ONCE = 32  # users whose groups are scored again at a time: k * 16 vectors each
-# By the kernel for GPUs: users at a time, whose maxima are rows / 64 * 4 bytes each; those of whom groups are scored
-# again; groups of which the maximum is taken before the best are.
+# By the kernel for GPUs: users at a time, whose maxima are rows / 64 * 4 bytes each; groups of users that are scored
+# again at a time, 64 vectors each; groups of which the maximum is taken before the best are; ids that a user may leave
+# out, for each of which a group more is scored.
 _SLICE = 1024
-_AT_ONCE_ON_GPU = 256
+_GROUPS_ON_GPU = 32_768
 _TOGETHER = 32
+_LEFT_OUT = 1024
 # Of equal values any may come first, for which GPUs have a way that does not sort; jax before 0.11 has one order.
 _ANY_ORDER = {"is_stable": False} if "is_stable" in inspect.signature(jax.lax.top_k).parameters else {}
 
@@ -156,6 +158,8 @@ def _kernel_fits(users: Users, table: BlockedTable, merge: str) -> bool:
     """Whether `hopper.group_maxima` finds the groups: with one vector their order is that of its products."""
     if table.coarse is None or table.coarse.blocks.dtype != jnp.bfloat16:
         return False
+    if users.excluded is not None and users.excluded.shape[1] > _LEFT_OUT:
+        return False
     blocks, parts, size, width = table.blocks.shape
     one = merge == "max" or users.vectors.shape[1] == 1
     return one and parts == 1 and fits_kernel(blocks * size, width)
@@ -174,7 +178,7 @@ def _best_by_kernel(
 
     def best(slice_: tuple[Users, Array]) -> tuple[Array, Array]:
         groups = _groups_by_kernel(slice_[0], table, k, processors)[:, None]
-        return _members(*slice_, table, groups, KERNEL_GROUP, k, merge, _AT_ONCE_ON_GPU)
+        return _members(*slice_, table, groups, KERNEL_GROUP, k, merge, max(1, _GROUPS_ON_GPU // groups.shape[2]))
 
     count, args = len(shift), (users, shift)
     slices = -(-count // _SLICE)

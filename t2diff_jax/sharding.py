@@ -4,6 +4,7 @@ Axes: "data" splits the batch, "model" splits the rows of item tables (and of wh
 Everything else is replicated. The mathematics is written for one device; the compiler inserts the collectives.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from t2diff_jax.types import Catalogue
 
 # What has one row per item, by name: parameters, and how often items are drawn.
 _ROW_PER_ITEM = ("item_table", "signature_table", "augmented_item_table", "draw_gap", "draw_step")
+_UNDER_WAY = 8  # results that lie on the devices before the first of them is fetched
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -142,11 +144,17 @@ def to_host(mesh: Mesh, value: jax.Array) -> np.ndarray:
 def fetch_each(results: Iterable[Any]) -> list[Any]:
     """Replicated results of independent programs as numpy; asking `results` for the next one starts its program.
 
-    On CPU with several processes each ends before the next starts: programs with collectives that are under way at
-    once can there wait for each other forever.
+    A few are under way at a time, so that the devices need not hold all of them. On CPU with several processes each
+    ends before the next starts: programs with collectives that are under way at once can there wait for each other
+    forever.
     """
     one_by_one = jax.process_count() > 1 and jax.default_backend() == "cpu"
-    return jax.device_get([jax.block_until_ready(result) if one_by_one else result for result in results])
+    under_way, fetched = collections.deque(), []
+    for result in results:
+        under_way.append(result)
+        if one_by_one or len(under_way) > _UNDER_WAY:
+            fetched.append(jax.device_get(under_way.popleft()))
+    return fetched + jax.device_get(list(under_way))
 
 
 def put_catalogue(mesh: Mesh, catalogue: Catalogue) -> Catalogue:

@@ -72,15 +72,16 @@ WINDOWED = dict(
     rotary=True,
     step_dim=4,
     mixing=0.5,
+    mapped=True,
     dtype=jnp.dtype("float32"),
 )
 WINDOW_ARGS = (normal(4, B, P, D + 1), R, X, MASK, normal(5, B, P, D + 1))
 WINDOW_PARAMS = drawn(WindowDenoiser(**WINDOWED).init, *WINDOW_ARGS, deterministic=True)
 
 
-def over_window(*args, **changes):
+def over_window(*args, params=WINDOW_PARAMS, **changes):
     net = WindowDenoiser(**{**WINDOWED, **changes})
-    return np.asarray(quick_jit(functools.partial(net.apply, deterministic=True))({"params": WINDOW_PARAMS}, *args))
+    return np.asarray(quick_jit(functools.partial(net.apply, deterministic=True))({"params": params}, *args))
 
 
 def test_a_window_is_read_from_the_left():
@@ -106,3 +107,15 @@ def test_the_share_is_normal_around_its_mean():
     z, r, x, mask, share = WINDOW_ARGS
     alone = over_window(z, r, x, mask, share, mixing=0.0)
     np.testing.assert_allclose(over_window(z, r, x, mask, np.full_like(share, -1)), alone, atol=1e-6)
+
+
+def test_without_a_map_the_estimate_is_the_last_norm():
+    """As published: its length is bounded, whatever the kernels inside."""
+    inner = {name: value for name, value in WINDOW_PARAMS.items() if name != "out"}
+    found = over_window(*WINDOW_ARGS, params=inner, mapped=False)
+    np.testing.assert_allclose(
+        reference.dense(float64(WINDOW_PARAMS["out"]), found), over_window(*WINDOW_ARGS), atol=1e-5
+    )
+    plain = {**inner, "encoder": {**inner["encoder"], "norm": {"scale": np.ones(D + 1), "bias": np.zeros(D + 1)}}}
+    found = over_window(*WINDOW_ARGS, params=plain, mapped=False)
+    np.testing.assert_allclose(np.square(found).mean(axis=-1), 1, atol=1e-2)

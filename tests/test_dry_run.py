@@ -72,7 +72,8 @@ def test_the_report(tmp_path):
     done = tiny.command("train.py", tmp_path / "none", "--dry_run", "--config.mesh.model=2", devices=4)
     assert done.returncode == 0, done.stderr
     assert "1,000 items, on local: 4 devices (cpu), data 2 x model 2" in done.stdout
-    for name in ("training step", "evaluation, item table", "evaluation, ranks", "evaluation, recommendations"):
+    names = "item table", "ranks", "recommendations", "generated items", "denoised items"
+    for name in ("training step", *(f"evaluation, {name}" for name in names)):
         assert re.search(rf"^{name}: [\d.,]+ GFLOP", done.stdout, re.MULTILINE)
     assert re.search(r"all-reduce +\d+ times, [\d.]+ \w+ a device", done.stdout)
     assert "most memory per device" in done.stdout and not (tmp_path / "none").exists()
@@ -80,7 +81,18 @@ def test_the_report(tmp_path):
 
 def test_programs_can_be_lowered_for_cuda_without_a_gpu():
     lines = "\n".join(dry.dry_run(tiny.tiny(), "cuda"))
-    assert "all programs can be lowered" in lines and lines.count("GFLOP") == 4
+    assert "all programs can be lowered" in lines and lines.count("GFLOP") == 6
+
+
+def test_what_lies_beside_an_evaluation():
+    """Adam's two moments and, where one is kept, the average's parameters: shares of tables, the rest whole."""
+    parts = tiny.build((1, 2), model__name="sasrec", optim__kernels="adam", optim__ema=0.9)
+    state = parts.abstract_state
+    beside = dry.bytes_on_each(state) - dry.bytes_on_each(state.evaluation_variables())
+    rows = sum(a.nbytes for a in jax.tree.leaves(parts.initial_state().params))
+    table = state.params["items"]["item_table"]
+    whole = 3 * (rows - table.size * 2) + 200
+    assert 3 * (rows - table.size * 2) <= beside <= whole, (beside, whole)
 
 
 def test_a_program_too_big_for_its_device_is_told():
@@ -88,6 +100,9 @@ def test_a_program_too_big_for_its_device_is_told():
     programs = [dry.Program("a", 0, 0.0, memory, [], "") for memory in (small, big)]
     assert dry.verdict(programs[:1], 2**34).endswith("10 B of 16.0 GiB: fits")
     assert dry.verdict(programs, 2**34).endswith("32.0 GiB of 16.0 GiB: DOES NOT FIT")
+    evaluated = dry.Program("ranks", 0, 0.0, small, [], "", beside=2**34)
+    assert dry.verdict([evaluated], 2**34).endswith("16.0 GiB of 16.0 GiB: DOES NOT FIT")
+    assert "16.0 GiB of the train state" in "\n".join(dry.described(evaluated, 4))
     refused = dry.Program("step", 0, 0.0, None, None, "RESOURCE_EXHAUSTED: 17G of 16G")
     assert dry.verdict([*programs, refused], None) == "DOES NOT FIT: step"
     assert "17G of 16G" in "".join(dry.described(refused, 4))
@@ -118,7 +133,7 @@ def test_a_pod_is_compiled_for_without_one(shape, slices):
     table = config.dry_run.n_items * (config.model.dim - config.model.category_dim) * 4
     mesh = dry.make_mesh(config.mesh, dry.find_devices(shape, slices))
     programs = list(dry.compile_programs(config, mesh, only_lower=False))
-    assert [program.refusal for program in programs] == [""] * 4
+    assert [program.refusal for program in programs] == [""] * 6
     for program in programs:
         assert max((c.largest for c in program.collectives), default=0) < table / 100
         assert program.memory.total < table / 2 + 2**30
@@ -146,5 +161,5 @@ def test_gpus_are_compiled_for_without_one(tmp_path):
     done = tiny.command("train.py", tmp_path / "none", *how)
     assert done.returncode == 0, done.stderr
     assert "on h200:2x2: 4 devices (NVIDIA H200), data 2 x model 2" in done.stdout
-    assert done.stdout.count("memory per device  ") == 4 and "of 140.0 GiB: fits" in done.stdout
+    assert done.stdout.count("memory per device  ") == 6 and "of 140.0 GiB: fits" in done.stdout
     assert re.search(r"all-reduce +\d+ times", done.stdout)

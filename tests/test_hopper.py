@@ -134,3 +134,14 @@ def test_a_mean_over_several_vectors_goes_the_other_way(kernel):
     users, table = case(500, 4, 2)
     top_k(users, block_table(table, 500, 512, search="bfloat16"), 5, merge="logsumexp")
     assert not kernel
+
+
+def test_who_leaves_out_many_goes_the_other_way(kernel):
+    """A group more would be scored again for each id that is left out."""
+    users, table = case(500, 4, 1, seen=3)
+    cut = block_table(table, 500, 512, search="bfloat16")
+    wide = users._replace(excluded=jnp.pad(users.excluded, ((0, 0), (0, search._LEFT_OUT - 2))))
+    _, ids = top_k(wide, cut, 5, merge="max")
+    assert not kernel
+    np.testing.assert_array_equal(ids, top_k(users, cut, 5, merge="max")[1])
+    assert kernel

@@ -142,6 +142,9 @@ ENTRY %main (a: f32[4,8]) -> f32[16,8] {
   %start = (f32[4,8]{1,0}, f32[16,8]{1,0:T(8,128)}, /*index=5*/u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%gathering
   %while.1 = (s32[]{:T(128)}, f32[2]{0:T(128)}) while(%t), condition=%condition, body=%body, metadata={op_name="while"}
   %permute = (f32[4]{0}, f32[4]{0}) collective-permute-start(%b), channel_id=9
+  %permute.1 = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%b), channel_id=10
+  %all-reduce.2 = f32[3]{0:T(128)} all-reduce(%x), channel_id=1, to_apply=%sum
+  %all-reduce.3 = f32[3]{0:T(128)} all-reduce(%all-reduce.2), channel_id=1, to_apply=%sum
   %send = (f32[2,4]{1,0}, u32[], token[]) send(%d, %after), channel_id=2, x={_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv = (f32[2,4]{1,0}, u32[], token[]) recv(%after), channel_id=1, x={_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv.1 = (f32[9]{0}, u32[], token[]) recv(%after), channel_id=4, is_host_transfer=true
@@ -153,6 +156,8 @@ ENTRY %main (a: f32[4,8]) -> f32[16,8] {
 def test_the_text_of_a_tpu_program():
     """A gather that runs beside other work is written twice with one channel; the loop says its length as a number.
 
+    Two sums that the program names have one channel as well. A permutation ends in two numbers of the compiler's own.
+
     What passes between slices goes through the hosts, which count channels of their own.
     """
 
@@ -160,7 +165,7 @@ def test_the_text_of_a_tpu_program():
     compiled.as_text.return_value = SAMPLE
     assert collectives_of(compiled) == [
         Collective("all-gather", 1, 512, 512, True),
-        Collective("all-reduce", 5, 5 * 20, 12, True),
+        Collective("all-reduce", 5 + 2, 5 * 20 + 2 * 12, 12, True),
+        Collective("collective-permute", 2, 16 + 32, 32, True),
         Collective("all-reduce between slices", 1, 32, 32, True),
-        Collective("collective-permute", 1, 16, 16, True),
     ]

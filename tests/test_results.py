@@ -40,7 +40,18 @@ def evaluation(ndcg, *, excluded=False, slot=None, split="test"):
 
 
 def make_run(
-    folder, evaluations, *, seed=0, ranks=None, users=None, taken=None, steps=3000, device="cpu", log="", **changes
+    folder,
+    evaluations,
+    *,
+    seed=0,
+    ranks=None,
+    losses=None,
+    users=None,
+    taken=None,
+    steps=3000,
+    device="cpu",
+    log="",
+    **changes,
 ):
     config = base.get_config().to_dict()
     config["seed"] = seed
@@ -61,7 +72,10 @@ def make_run(
     if ranks is not None:
         users = np.arange(len(ranks)) if users is None else np.array(users)
         targets = users if taken is None else np.array(taken)
-        np.savez(folder / "test_ranks.npz", users=users, positions=users + 1, targets=targets, ranks=np.array([ranks]))
+        arrays = dict(users=users, positions=users + 1, targets=targets, ranks=np.array([ranks]))
+        if losses is not None:  # older runs have none
+            arrays["log_loss"] = np.array([losses])
+        np.savez(folder / "test_ranks.npz", **arrays)
 
 
 def tables(page):
@@ -333,16 +347,19 @@ def test_ranks_of_another_kind_of_ranking_are_not_compared(tmp_path):
     page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "a", "b"])
     found = tables((tmp_path / "x.md").read_text())
     head, _, *rows, _ = found["movielens ml-1m, user_holdout, seen items not excluded"]
-    assert head[-2] == "ndcg@10 against a [95 %]" and [row[-2] for row in rows] == ["", ""]
+    assert head[-3] == "ndcg@10 against a [95 %]" and [row[-3] for row in rows] == ["", ""]
     head, _, only, _ = found["movielens ml-1m, user_holdout, seen items excluded"]
-    assert head[-2] == "ndcg@10 against b [95 %]" and (only[0], only[-2]) == ("b", "")
+    assert head[-3] == "ndcg@10 against b [95 %]" and (only[0], only[-3]) == ("b", "")
 
 
 def test_rows_whose_seeds_hold_out_other_users_are_compared_seed_by_seed(tmp_path):
     for name, ranks in (("a", ([1.0, 1.0], [1.0, 30.0])), ("b", ([2.0, 2.0], [1.0, 2.0]))):
         for seed, of_seed in enumerate(ranks):
             users = ([3, 5], [3, 9])[seed]
-            make_run(tmp_path / f"{name}_seed{seed}", [evaluation(0.2)], seed=seed, ranks=of_seed, users=users)
+            losses = [3.0, 4.0] if name == "b" else [2.5, 4.0]
+            make_run(
+                tmp_path / f"{name}_seed{seed}", [evaluation(0.2)], seed=seed, ranks=of_seed, users=users, losses=losses
+            )
     make_run(tmp_path / "c_seed0", [evaluation(0.2)], ranks=[1.0, 1.0], users=[3, 5])  # has but one of the seeds
     make_run(tmp_path / "d_seed0", [evaluation(0.2)], ranks=[1.0, 1.0], users=[3, 5], taken=[4, 8])
     page_of_results.main([str(tmp_path), "--out", str(tmp_path / "x.md"), "--against", "b"])
@@ -354,6 +371,8 @@ def test_rows_whose_seeds_hold_out_other_users_are_compared_seed_by_seed(tmp_pat
     assert cells["a"].startswith(f"{(2 * (1 - second) + 0 - second) / 4:+.4f} [")
     assert cells["c"].startswith(f"{1 - second:+.4f} [") and cells["c"].endswith("] (seed 0)")
     assert cells["d"] == "other targets"
+    cells = {row[0]: row[head.index("log_loss against b [95 %]")] for row in rows}
+    assert cells["a"].startswith("-0.2500 [") and cells["b"] == cells["c"] == cells["d"] == ""
 
 
 def test_copies_stand_beside_new_runs(tmp_path):

@@ -263,6 +263,18 @@ def test_masked_vectors_do_not_matter(merge):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("length", [0.02, 0.05, 1.0])
+@pytest.mark.parametrize("merge", MERGES)
+def test_rounding_does_not_take_the_first_place(merge, length):
+    """User vectors at the target of their own: scores near 0, whose merged form rounds by the size of its terms."""
+    generator = np.random.default_rng(0)
+    table = (length * generator.normal(size=(500, 64))).astype(np.float32)
+    targets = generator.integers(1, 490, 1024).astype(np.int32)
+    vectors = table[targets][:, None] * (1 + 0.01 * generator.normal(size=(1024, 4, 1))).astype(np.float32)
+    found = run_ranks(vectors, np.ones((1024, 4), bool), table, targets, None, n_items=490, block=64, merge=merge)
+    np.testing.assert_array_equal(found, 1)
+
+
 def test_an_excluded_target_stays_ranked_but_is_not_recommended():
     table = np.array([[0], [5], [4], [3], [2]], np.float32)
     v, mask = np.ones((1, 1, 1), np.float32), np.ones((1, 1), bool)

@@ -1,6 +1,7 @@
 """The mesh and the placement rules: item tables by rows over "model", batches over "data", the rest everywhere."""
 
 import dataclasses
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from t2diff_jax.config_values import ConfigError
 from t2diff_jax.sharding import (
     batch_sharding,
     check_batch,
+    fetch_each,
     lay_out,
     make_mesh,
     process_rows,
@@ -180,3 +182,22 @@ def test_a_build_settles_what_depends_on_the_log_and_the_devices():
 def test_a_run_that_cannot_be_laid_out_is_refused_before_it_starts(changes, key):
     with pytest.raises(ConfigError, match=key):
         tiny.build(**changes)
+
+
+def test_few_results_wait_on_the_devices():
+    """All come in their order; of twenty never more than nine are there at once."""
+    waiting, most = [], 0
+
+    def results():
+        nonlocal most
+        for number in range(20):
+            result = jnp.full(3, number)
+            waiting.append(weakref.ref(result))
+            yield {"a": result}
+            del result
+            most = max(most, sum(one() is not None for one in waiting))
+
+    fetched = fetch_each(results())
+    assert [one["a"].tolist() for one in fetched] == [[number] * 3 for number in range(20)]
+    assert all(isinstance(one["a"], np.ndarray) for one in fetched) and 1 < most <= 9
+    assert fetch_each(iter(())) == []

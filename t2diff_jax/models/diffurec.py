@@ -41,7 +41,8 @@ class DiffuRecNet(SequentialNet):
         """See `estimate`."""
         m, d = self.model, self.diffusion
         rotary, dtype = m.positions == "rotary", jnp.dtype(m.dtype)
-        return WindowDenoiser(m.dim, m.layers, m.heads, m.hidden, m.dropout, rotary, d.step_dim, d.mixing, dtype)
+        size = m.dim, m.layers, m.heads, m.hidden
+        return WindowDenoiser(*size, m.dropout, rotary, d.step_dim, d.mixing, mapped=False, dtype=dtype)
 
     def estimate(
         self, z: jax.Array, r: jax.Array, x: jax.Array, share: jax.Array, batch: Batch, *, deterministic: bool

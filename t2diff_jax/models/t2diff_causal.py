@@ -119,7 +119,8 @@ class T2DiffCausal:
         states = self._apply(variables, "encode", x, history, deterministic=True)
         context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0, None))
         z0, r = clean(self.diffusion, x, target)[:, -1:] / scale, r.reshape(1, 1)
-        z_r = q_sample(schedule_of(self.diffusion), z0, r, jax.random.normal(key, z0.shape))
+        noise = noise_per_user(rng.per_user(key, batch["user"], batch["position"]), jnp.int32(0), z0.shape)
+        z_r = q_sample(schedule_of(self.diffusion), z0, r, noise(jnp.int32(0)))
         settle = self.settle(variables, catalogue, context, history)
         estimate = settle(self._apply(variables, "denoise", z_r, r, context.condition))
         return scale * generated_item(self.diffusion, context.x, estimate)[:, 0]

@@ -64,7 +64,8 @@ class T2DiffCausalNet(nn.Module):
         if m.slot == "gan":
             self.critic = head(1)
         if m.slot == "diffurec":
-            self.denoiser = WindowDenoiser(m.dim, m.layers, m.heads, m.hidden, 0.0, rotary, d.step_dim, d.mixing, dtype)
+            size = m.dim, m.layers, m.heads, m.hidden
+            self.denoiser = WindowDenoiser(*size, 0.0, rotary, d.step_dim, d.mixing, mapped=True, dtype=dtype)
 
     def item_table(self, catalogue: Catalogue) -> jax.Array:
         """e(i) of every row, [R, D]."""

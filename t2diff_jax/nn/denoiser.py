@@ -52,6 +52,7 @@ class WindowDenoiser(nn.Module):
     Attributes:
       features: D, width of an item.
       mixing: mean and standard deviation of the share.
+      mapped: a linear map follows the encoder's last norm: a slot's item has the size that it needs. Published: none.
     """
 
     features: int
@@ -62,6 +63,7 @@ class WindowDenoiser(nn.Module):
     rotary: bool
     step_dim: int
     mixing: float
+    mapped: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -81,4 +83,6 @@ class WindowDenoiser(nn.Module):
         causal = jnp.tri(mask.shape[1], dtype=bool)[None] & mask[:, None, :]
         args = self.layers, self.heads, self.hidden, self.dropout, self.rotary, self.dtype
         states = TransformerEncoder(*args, name="encoder")(mixed, causal, deterministic=deterministic)
+        if not self.mapped:
+            return states.astype(jnp.float32)
         return nn.Dense(self.features, dtype=jnp.float32, name="out")(states)

@@ -17,7 +17,7 @@ from t2diff_jax.results.runs import (
 )
 
 _METRICS = ("recall@2", "recall@10", "recall@20", "mrr@20", "ndcg@10", "log_loss")
-_COMPARED = ("ndcg@10", "recall@20")
+_COMPARED = ("ndcg@10", "recall@20", "log_loss")
 
 
 def mean_over_seeds(values: Sequence[float | None], digits: int = 4) -> str:
@@ -155,6 +155,8 @@ def _difference(runs: list[Run], others: list[Run], metric: str) -> str:
     if None not in (everything := [*mine.values(), *theirs.values()]) and _one_set(everything):
         return _of_means(mine.values(), theirs.values())
     pairs = {seed: (mine[seed], theirs[seed]) for seed in mine if None not in (mine[seed], theirs.get(seed))}
+    if not pairs:
+        return ""
     pairs = {seed: pair for seed, pair in pairs.items() if _one_set(pair)}
     if not pairs:
         return "other targets"
@@ -193,13 +195,18 @@ def _one_set(scored: Sequence[_Scored]) -> bool:
 
 
 def _scored(run: Run, metric: str) -> _Scored | None:
-    """None where the ranks of a run were not kept."""
+    """None where the ranks or the log loss of a run were not kept."""
     path = run.folder / "test_ranks.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
         warm = arrays["positions"] > 0
-        scores = target_metrics(arrays["ranks"][:, warm], (int(metric.split("@")[1]),))[metric].mean(axis=0)
+        if metric == "log_loss":
+            if metric not in arrays:
+                return None
+            scores = arrays[metric][:, warm].mean(axis=0)
+        else:
+            scores = target_metrics(arrays["ranks"][:, warm], (int(metric.split("@")[1]),))[metric].mean(axis=0)
         targets = [arrays[name][warm].astype(np.int64) for name in ("users", "positions", "targets")]
         return _Scored(scores, np.stack(targets))
 
