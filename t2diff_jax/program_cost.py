@@ -149,9 +149,9 @@ def _computations(text: str) -> tuple[str, dict[str, list[_Operation]]]:
 def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[str, list[int], int | None]]:
     """(kind, bytes of its arrays, how often or None) of every collective.
 
-    One that runs beside other work is written twice, in the fusion that starts it and in the one that ends it: of two
-    equal ones in fusions the second is none. Elsewhere equal ones are several: what a program asks for by name, as
-    `psum`, all has one channel.
+    One that runs beside other work is written twice, in the fusion (or asynchronous call) that starts it and in the
+    one that ends it: of two equal ones there the second is none. Elsewhere equal ones are several: what a program asks
+    for by name, as `psum`, all has one channel.
     """
     entry, computations = program
     started: set[tuple[str, ...]] = set()
@@ -166,13 +166,13 @@ def _sent(program: tuple[str, dict[str, list[_Operation]]]) -> Iterator[tuple[st
                 else:
                     started.update([same] if fused else ())
                     yield kind, _bytes(operation), times
-            inside = times
+            inside, apart = times, operation.name == "fusion" or operation.name.startswith("async-")
             if operation.name == "while":
                 rounds = _rounds(operation, computations)
                 inside = None if times is None or rounds is None else times * rounds
             for single, several in _CALLED.findall(operation.rest):
                 for called in [single] if single else re.findall(r"[\w.\-]+", several):
-                    yield from walk(called, inside, fused or operation.name == "fusion")
+                    yield from walk(called, inside, fused or apart)
 
     return walk(entry, 1, False)
 

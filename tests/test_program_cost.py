@@ -128,6 +128,10 @@ SAMPLE = """HloModule jit_step
   ROOT %all-gather.2 = f32[16,8]{1,0:T(8,128)} all-gather(%p), channel_id=3, dimensions={0}
 }
 
+%scattering (p: f32[5]) -> f32[10] {
+  ROOT %reduce-scatter.1 = f32[10]{0} reduce-scatter(%p), channel_id=5, to_apply=%sum
+}
+
 %condition (c: (s32[], f32[2])) -> pred[] {
   %constant.7 = s32[]{:T(128)} constant(5), metadata={op_name="while"}
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.7), direction=LT
@@ -147,6 +151,8 @@ ENTRY %main (a: f32[4,8]) -> f32[16,8] {
   %all-reduce.3 = f32[3]{0:T(128)} all-reduce(%all-reduce.2), channel_id=1, to_apply=%sum
   %send = (f32[2,4]{1,0}, u32[], token[]) send(%d, %after), channel_id=2, x={_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv = (f32[2,4]{1,0}, u32[], token[]) recv(%after), channel_id=1, x={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %later = ((f32[5]{0}), f32[10]{0}) async-start(%d), calls=%scattering
+  %sooner = f32[10]{0} async-done(%later), calls=%scattering
   %recv.1 = (f32[9]{0}, u32[], token[]) recv(%after), channel_id=4, is_host_transfer=true
   ROOT %done = f32[16,8]{1,0:T(8,128)} fusion(%start), kind=kCustom, calls=%ended
 }
@@ -167,5 +173,6 @@ def test_the_text_of_a_tpu_program():
         Collective("all-gather", 1, 512, 512, True),
         Collective("all-reduce", 5 + 2, 5 * 20 + 2 * 12, 12, True),
         Collective("collective-permute", 2, 16 + 32, 32, True),
+        Collective("reduce-scatter", 1, 40, 40, True),
         Collective("all-reduce between slices", 1, 32, 32, True),
     ]
