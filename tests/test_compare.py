@@ -52,11 +52,16 @@ def quickly(tmp_path):
     shutil.copy(tiny.ROOT / "compare.py", tmp_path)
     (tmp_path / "train.py").write_text(TRAINED_AT_ONCE)
 
-    def start(mode, *flags):
+    def start(mode, *flags, hangup=signal.SIG_DFL):
+        """hangup: what it does at SIGHUP, whatever these tests were started with (nohup)."""
         command = [sys.executable, tmp_path / "compare.py", f"--config={tiny.CONFIG}", f"--workdir={tmp_path / 'runs'}"]
         env = tiny.environment() | {"PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}", "MODE": mode}
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen([*command, *flags], cwd=tiny.ROOT, env=env, **pipes)
+        before = signal.signal(signal.SIGHUP, hangup)  # a process inherits it
+        try:
+            return subprocess.Popen([*command, *flags], cwd=tiny.ROOT, env=env, **pipes)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     return start
 
@@ -142,11 +147,7 @@ def test_where_one_has_failed_the_others_can_still_be_stopped(quickly, tmp_path,
 
 
 def test_what_is_to_be_ignored_is_ignored(quickly, tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for the process that follows
-    try:
-        process = quickly("waits", "--models=caser")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = quickly("waits", "--models=caser", hangup=signal.SIG_IGN)  # as nohup does
     folder = tmp_path / "runs" / "caser_seed0"
     wait_for(folder / "started", process)
     process.send_signal(signal.SIGHUP)
