@@ -27,6 +27,7 @@ from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_o
 from t2diff_jax.sharding import check_batch, check_rows, make_mesh, row_sharding
 from t2diff_jax.types import Catalogue, Sizes
 
+_VALIDATING = ("item table", "ranks")  # programs of an evaluation that run in the middle of training
 # Memory of one device, by the name that its compiler gives the kind.
 _CAPACITY = {
     "TPU v4": 32 * GIB,
@@ -143,7 +144,8 @@ def compile_programs(
     variables = state.evaluation_variables()
     beside = bytes_on_each(state) - bytes_on_each(variables)
     for name, (program, arguments) in evaluator.programs(variables, batch).items():
-        yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options, beside)
+        here = beside if name in _VALIDATING else 0
+        yield _compiled(f"evaluation, {name}", program, arguments, only_lower, options, here)
 
 
 def bytes_on_each(tree: Any) -> int:

@@ -13,9 +13,9 @@ from t2diff_jax.checkpoint import Checkpointer, CheckpointError
 from t2diff_jax.config import Config
 from t2diff_jax.data.splits import Targets
 from t2diff_jax.diffusion.samplers import sampling_steps
-from t2diff_jax.evaluate import recommendations_text, report, summarise
 from t2diff_jax.experiment import Experiment, build
 from t2diff_jax.metrics import bootstrap_difference, target_metrics
+from t2diff_jax.report import recommendations_text, report, summarise
 from t2diff_jax.sharding import to_host
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.workdir import CONFIG_FILE, check_same_model, tell_other_logs

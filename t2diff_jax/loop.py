@@ -12,9 +12,9 @@ import numpy as np
 
 from t2diff_jax.checkpoint import Checkpointer
 from t2diff_jax.data.batches import prefetch
-from t2diff_jax.evaluate import summarise
 from t2diff_jax.experiment import Experiment
 from t2diff_jax.interrupt import Preempted, StopRequest
+from t2diff_jax.report import summarise
 from t2diff_jax.sharding import check_batch
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.workdir import claimed, open_workdir

@@ -41,7 +41,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def lay_out(data: int, model: int, devices: Sequence[Any]) -> np.ndarray:
     """Devices [data, model], neighbours by the wires. Of several TPU slices each holds whole rows.
 
-    So what goes along `model` stays within a slice, and only sums over the batch pass between them.
+    So what goes along `model` stays within a slice, and what passes between slices belongs to the batch.
 
     Raises:
       ConfigError: the slices cannot share out the data axis.

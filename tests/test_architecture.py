@@ -20,6 +20,7 @@ PARTS = [
         "checkpoint",
         "workdir",
         "evaluate",
+        "report",
         "writer",
         "interrupt",
         "provenance",

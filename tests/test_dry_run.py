@@ -76,6 +76,7 @@ def test_the_report(tmp_path):
     for name in ("training step", *(f"evaluation, {name}" for name in names)):
         assert re.search(rf"^{name}: [\d.,]+ GFLOP", done.stdout, re.MULTILINE)
     assert re.search(r"all-reduce +\d+ times, [\d.]+ \w+ a device", done.stdout)
+    assert done.stdout.count("of the train state, while training validates") == 2
     assert "most memory per device" in done.stdout and not (tmp_path / "none").exists()
 
 
@@ -122,7 +123,7 @@ def test_what_is_no_topology():
 def test_a_pod_is_compiled_for_without_one(shape, slices):
     """The real configuration with a smaller batch and network: nothing sends, or needs for itself, a whole table.
 
-    Slices send each other sums alone: nothing of a table's rows but those that a batch touched.
+    So also between slices, which share out the batch.
     """
     config = pod.get_config()
     config.train.batch_size = 64

@@ -18,16 +18,9 @@ from t2diff_jax.config_values import from_mapping
 from t2diff_jax.data.batches import Windows
 from t2diff_jax.data.catalogue import make_catalogue
 from t2diff_jax.data.splits import Targets, temporal
-from t2diff_jax.evaluate import (
-    Evaluator,
-    TargetScores,
-    coverage,
-    recommendations_text,
-    report,
-    summarise,
-    summarise_slot,
-)
+from t2diff_jax.evaluate import Evaluator, TargetScores
 from t2diff_jax.metrics import ranking_metrics
+from t2diff_jax.report import coverage, recommendations_text, report, summarise, summarise_slot
 from t2diff_jax.sharding import make_mesh, put_catalogue
 from t2diff_jax.writer import write_json
 

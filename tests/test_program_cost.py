@@ -163,7 +163,6 @@ def test_the_text_of_a_tpu_program():
     """A gather that runs beside other work is written twice with one channel; the loop says its length as a number.
 
     Two sums that the program names have one channel as well. A permutation ends in two numbers of the compiler's own.
-
     What passes between slices goes through the hosts, which count channels of their own.
     """
 
