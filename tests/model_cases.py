@@ -14,9 +14,6 @@ from t2diff_jax.config_values import from_mapping
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Batch, Catalogue, Retriever, Sizes, Variables
 
-# Tests run each program a few times on tiny arrays: compiling it less well takes a third of the time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 ITEMS, ROWS, WINDOW = 12, 16, 6
 CATEGORIES, CONTENT, USER_FEATURES = 4, 3, (3, 4)
 SIZES = Sizes(
@@ -119,7 +116,7 @@ def built(**changes: object) -> tuple[Retriever, Variables]:
 def user_vectors(retriever: Retriever) -> Callable:
     """Compiled (variables, batch, key) -> user vectors [B, M, U]."""
     catalogue = make_catalogue()
-    return quick_jit(lambda variables, batch, key: retriever.encode_user(variables, catalogue, batch, key)[0])
+    return jax.jit(lambda variables, batch, key: retriever.encode_user(variables, catalogue, batch, key)[0])
 
 
 @functools.cache
@@ -133,7 +130,7 @@ def gradients_of_parts(retriever: Retriever) -> Callable:
         losses = jnp.stack([metrics["loss_tower"], metrics.get("loss_diffusion", 0 * loss), loss])
         return losses @ chosen, (losses, stats)
 
-    gradient = quick_jit(jax.grad(part, has_aux=True))
+    gradient = jax.jit(jax.grad(part, has_aux=True))
 
     def run(params: object, stats: object, batch: Batch) -> tuple:
         results = [gradient(params, chosen, stats, batch) for chosen in np.eye(3, dtype=np.float32)]
@@ -147,7 +144,7 @@ def scores_after(retriever: Retriever, variables: Variables, batch: Batch, *, st
     """Scores of all items [B, N] after so many steps of Adam on one batch without item features."""
     catalogue, key, tx = make_catalogue(PLAIN), jax.random.key(0), optax.adam(rate)
 
-    @quick_jit
+    @jax.jit
     def fit(variables: Variables) -> jax.Array:
         def step(carry: tuple, i: jax.Array) -> tuple:
             variables, state = carry

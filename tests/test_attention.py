@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import drawn, float64, normal, quick_jit
+from model_cases import drawn, float64, normal
 
 from t2diff_jax.nn.attention import (
     SelfAttention,
@@ -36,7 +36,7 @@ ENCODER = TransformerEncoder(layers=2, heads=2, hidden=6, dropout=0.0, rotary=Fa
 @pytest.fixture(scope="module")
 def encode():
     params = drawn(ENCODER.init, X, PAIRS, deterministic=True)
-    return quick_jit(lambda x, mask: ENCODER.apply({"params": params}, x, mask, deterministic=True)), float64(params)
+    return jax.jit(lambda x, mask: ENCODER.apply({"params": params}, x, mask, deterministic=True)), float64(params)
 
 
 def test_masked_softmax_by_hand():
@@ -48,7 +48,7 @@ def test_masked_softmax_by_hand():
 def test_masked_softmax_properties():
     logits = 5 * normal(0, 4, 3, L)
     mask = normal(1, 4, 3, L) > 0
-    softmax = quick_jit(masked_softmax)
+    softmax = jax.jit(masked_softmax)
     got = softmax(logits, mask)
     rows = zip(logits.reshape(-1, L), mask.reshape(-1, L), strict=True)
     expected = [reference.softmax(row, m) for row, m in rows]
@@ -66,7 +66,7 @@ def test_masked_softmax_gradients_are_finite(scale):
     def total(logits):
         return (masked_softmax(logits, mask) * jnp.arange(3.0)[None]).sum()
 
-    gradient = quick_jit(jax.grad(total))(scale * jnp.array([[1.0, -2.0, 3.0]] * 2))
+    gradient = jax.jit(jax.grad(total))(scale * jnp.array([[1.0, -2.0, 3.0]] * 2))
     assert np.isfinite(gradient).all() and not np.any(gradient[1]) and gradient[0, 1] == 0
 
 
@@ -102,7 +102,7 @@ def test_softmax_beside_is_the_softmax_of_both_side_by_side(scale):
 def test_self_attention_against_numpy():
     net = SelfAttention(heads=2, rotary=False, dtype=FLOAT)
     variables = {"params": drawn(net.init, X, PAIRS)}
-    apply = quick_jit(net.apply)
+    apply = jax.jit(net.apply)
     got, params = apply(variables, X, PAIRS), float64(variables["params"])
     for row in range(B):
         expected = reference.self_attention(params, np.asarray(X[row], np.float64), np.asarray(PAIRS[row]))
@@ -114,7 +114,7 @@ def test_self_attention_against_numpy():
 
 
 def test_projections_start_different():
-    params = quick_jit(SelfAttention(heads=2, rotary=False, dtype=FLOAT).init)(jax.random.key(1), X, PAIRS)["params"]
+    params = jax.jit(SelfAttention(heads=2, rotary=False, dtype=FLOAT).init)(jax.random.key(1), X, PAIRS)["params"]
     query, key, value = (params[n]["kernel"] for n in ("query", "key", "value"))
     assert np.all(query != key) and np.all(query != value) and np.all(key != value)
 
@@ -150,7 +150,7 @@ def test_the_last_states_by_themselves(rotary, last):
     params, mask = drawn(net.init, X, PAIRS, deterministic=True), PAIRS & jnp.tri(L, dtype=bool)[None]
 
     def states(last):
-        return quick_jit(lambda x: net.apply({"params": params}, x, mask, deterministic=True, last=last))(X)
+        return jax.jit(lambda x: net.apply({"params": params}, x, mask, deterministic=True, last=last))(X)
 
     every, some = states(0), states(last)
     assert some.shape == (B, last, D)
@@ -170,14 +170,14 @@ def test_encoder_gradients_are_finite():
     def total(x):
         return (ENCODER.apply({"params": params}, x, PAIRS, deterministic=True) ** 2).sum()
 
-    gradient = quick_jit(jax.grad(total))(X)
+    gradient = jax.jit(jax.grad(total))(X)
     assert np.isfinite(gradient).all()
 
 
 def test_dropout_acts_in_training_only():
     block = TransformerBlock(heads=2, hidden=6, dropout=0.5, rotary=False, dtype=FLOAT)
     variables = {"params": drawn(block.init, X, PAIRS, deterministic=True)}
-    apply = quick_jit(lambda key: block.apply(variables, X, PAIRS, deterministic=False, rngs={"dropout": key}))
+    apply = jax.jit(lambda key: block.apply(variables, X, PAIRS, deterministic=False, rngs={"dropout": key}))
     first, again, other = (np.asarray(apply(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
@@ -202,7 +202,7 @@ def test_lag_bucket_is_the_floor_of_the_logarithm():
     seconds = np.concatenate([edges, [2**31 - 2, 2**31 - 1], random.astype(np.int64)])
     expected = [int(s + 1).bit_length() - 1 for s in seconds]
     np.testing.assert_array_equal(np.floor(np.log2(seconds + 1.0)), expected)
-    np.testing.assert_array_equal(quick_jit(lag_bucket)(seconds.astype(np.int32)), expected)
+    np.testing.assert_array_equal(jax.jit(lag_bucket)(seconds.astype(np.int32)), expected)
 
 
 # A slot per position
@@ -217,7 +217,7 @@ SLOT_ATTENTION = SlotAttention(heads=2, hidden=6, dropout=0.0, rotary=False, dty
 @pytest.fixture(scope="module")
 def attend():
     params = drawn(SLOT_ATTENTION.init, SLOTS, X, jnp.asarray(ALLOWED), deterministic=True)
-    return quick_jit(functools.partial(SLOT_ATTENTION.apply, {"params": params}, deterministic=True)), float64(params)
+    return jax.jit(functools.partial(SLOT_ATTENTION.apply, {"params": params}, deterministic=True)), float64(params)
 
 
 def test_slot_attention_against_numpy(attend):
@@ -269,7 +269,7 @@ def test_slot_attention_gradients_are_finite():
     def total(slots, x):
         return (SLOT_ATTENTION.apply({"params": params}, slots, x, jnp.asarray(ALLOWED), deterministic=True) ** 2).sum()
 
-    gradients = quick_jit(jax.grad(total, argnums=(0, 1)))(SLOTS, X)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(SLOTS, X)
     assert all(np.isfinite(g).all() for g in gradients)
     np.testing.assert_array_equal(np.any(np.asarray(gradients[1]), axis=-1), ALLOWED.any(axis=1))
 
@@ -286,7 +286,7 @@ def test_target_attention_against_the_concatenation(buckets):
     net = TargetAttention(hidden=3, lag_buckets=buckets, dtype=FLOAT)
     lag = LAG if buckets else None
     variables = {"params": drawn(net.init, X, H, SEEN, lag)}
-    apply = quick_jit(net.apply)
+    apply = jax.jit(net.apply)
     got, params = np.asarray(apply(variables, X, H, SEEN, lag)), float64(variables["params"])
     for row, p in np.ndindex(B, P):
         expected = reference.target_attention(
@@ -308,7 +308,7 @@ def test_target_attention_against_the_concatenation(buckets):
     def total(x, h):
         return (net.apply(variables, x, h, SEEN, lag) ** 2).sum()
 
-    for gradient in quick_jit(jax.grad(total, argnums=(0, 1)))(X, H):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(X, H):
         assert np.isfinite(gradient).all() and np.any(gradient)
 
 

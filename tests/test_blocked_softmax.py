@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from model_cases import normal, quick_jit
+from model_cases import normal
 
 from t2diff_jax.blocked_softmax import blocked_log_totals
 from t2diff_jax.losses import mean_full_softmax
@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_those_of_the_whole_matrix(block, parts, excluded,
 
     whole, cut = (jax.value_and_grad(functools.partial(mean, **how), argnums=(0, 1)) for how in
                   ({}, dict(block=block, parts=parts)))  # fmt: skip
-    expected, found = whole(users(2), TABLE), quick_jit(cut)(users(2), TABLE)
+    expected, found = whole(users(2), TABLE), jax.jit(cut)(users(2), TABLE)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     for a, b in zip(found[1], expected[1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -74,7 +74,7 @@ def test_where_nothing_is_left():
         found = blocked_log_totals(users, table, jnp.zeros_like(TARGETS), is_item, None, block=5, parts=2)
         return jnp.where(found > -jnp.inf, found, 0).sum(), found
 
-    gradient = quick_jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
     gradients, found = gradient(users(1), TABLE, nothing)
     assert np.isneginf(found).all() and not any(map(np.any, gradients))
     gradients, found = gradient(1e4 * users(1), TABLE, IS_ITEM)

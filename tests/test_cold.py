@@ -20,7 +20,6 @@ from model_cases import (
     make_catalogue,
     named_leaves,
     put,
-    quick_jit,
     small_config,
 )
 from tiny import shared_compiles  # noqa: F401
@@ -47,7 +46,7 @@ def cold():
     """The pre-ranker with all groups, its variables, compiled (variables, items) -> (scores, gates)."""
     model = make()
     variables = {"params": drawn(model.init, CATALOGUE, BATCH, CHOSEN)}
-    both = quick_jit(lambda v, items: model.net.apply(v, CATALOGUE, BATCH, items))
+    both = jax.jit(lambda v, items: model.net.apply(v, CATALOGUE, BATCH, items))
     return types.SimpleNamespace(model=model, variables=variables, both=both)
 
 
@@ -110,7 +109,7 @@ def test_an_item_is_scored_by_itself(cold):
     scores, _ = cold.both(cold.variables, CHOSEN)
     for column in range(4):
         batch = BATCH | {"retrieved": BATCH["retrieved"][:, [column]]}
-        alone, _ = quick_jit(lambda v, b, items: cold.model.net.apply(v, CATALOGUE, b, items))(
+        alone, _ = jax.jit(lambda v, b, items: cold.model.net.apply(v, CATALOGUE, b, items))(
             cold.variables, batch, CHOSEN[:, [column]]
         )
         np.testing.assert_allclose(alone[:, 0], scores[:, column], rtol=1e-4, atol=1e-5)
@@ -125,7 +124,7 @@ def test_loss_by_hand_and_gradients(cold):
     def loss(params):
         return cold.model.loss({"params": params}, CATALOGUE, BATCH, items)
 
-    value, gradient = quick_jit(jax.value_and_grad(loss))(cold.variables["params"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(cold.variables["params"])
     scores = np.asarray(cold.both(cold.variables, CHOSEN)[0], np.float64)
     odds = np.exp(scores - scores.max(axis=1, keepdims=True))
     odds[0, 2] = 0
@@ -135,7 +134,7 @@ def test_loss_by_hand_and_gradients(cold):
 
 
 def test_before_it_has_learned_scores_are_the_retrievers(cold):
-    start = quick_jit(cold.model.init)(jax.random.key(0), CATALOGUE, BATCH, CHOSEN)
+    start = jax.jit(cold.model.init)(jax.random.key(0), CATALOGUE, BATCH, CHOSEN)
     np.testing.assert_array_equal(cold.both(start, CHOSEN)[0], BATCH["retrieved"])
 
 
@@ -242,7 +241,7 @@ def trained(pre, learning, later):
     cold, variables = pre.train(("last", "item", "last_cross"), learning, later)
     parts = pre._batches_to_look_at(later)
     start = {"params": pre._start(cold, parts[0]) | {"items": variables["params"]["items"]}}
-    loss = quick_jit(cold.loss)
+    loss = jax.jit(cold.loss)
     losses = ([loss(v, pre.experiment.catalogue, *part) for part in parts] for v in (variables, start))
     return variables, *map(np.mean, losses)
 
@@ -272,7 +271,7 @@ def test_candidates_are_scored_lot_by_lot():
     found = log.at(np.arange(24))
     assert pre.evaluator.batch_rows == 16
     cold, variables = pre.train(("last", "item", "last_cross"), log.at(np.arange(200)), log.at(np.arange(200, 264)))
-    together = quick_jit(cold.score)(
+    together = jax.jit(cold.score)(
         variables, pre.experiment.catalogue, pre._batch(found, found.scores), jnp.asarray(found.ids)
     )
     np.testing.assert_allclose(pre.scores(cold, variables, found), together, rtol=1e-5, atol=1e-6)

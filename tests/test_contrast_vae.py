@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import ITEMS, SIZES, drawn, make_batch, make_catalogue, named_leaves, normal, quick_jit, small_config
+from model_cases import ITEMS, SIZES, drawn, make_batch, make_catalogue, named_leaves, normal, small_config
 
 from t2diff_jax.models import build_retriever, contrast_vae
 from t2diff_jax.models.contrast_vae import contrast_of
@@ -23,14 +23,14 @@ def vae():
     retriever = build_retriever(small_config(model__name="contrast_vae", model__sketch_dim=4, **weights), SIZES)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
 
-    @quick_jit
+    @jax.jit
     def learn(params, batch):
         def loss(params):
             return retriever.loss({"params": params, "stats": {}}, CATALOGUE, batch, jax.random.key(0))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    @quick_jit
+    @jax.jit
     def views(params, batch):
         x = retriever.net.apply({"params": params}, batch["history"], CATALOGUE, method="embed")
 
@@ -111,7 +111,7 @@ def test_a_view_sees_no_later_behaviour(vae):
 
 
 def test_the_user_is_decoded_from_the_means(vae):
-    encode = quick_jit(lambda v, key: vae.retriever.encode_user(v, CATALOGUE, BATCH, key))
+    encode = jax.jit(lambda v, key: vae.retriever.encode_user(v, CATALOGUE, BATCH, key))
     users, mask = encode(vae.variables, jax.random.key(0))
     assert users.shape == (5, 1, 8 + 4) and mask.all()
     np.testing.assert_array_equal(users, encode(vae.variables, jax.random.key(1))[0])

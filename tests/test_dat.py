@@ -16,7 +16,6 @@ from model_cases import (
     named_leaves,
     normal,
     put,
-    quick_jit,
     small_config,
 )
 
@@ -40,14 +39,14 @@ def dat():
     met = jnp.zeros(SIZES.users).at[jnp.array([7, 9])].set(1.0)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {"met": met}}
 
-    @quick_jit
+    @jax.jit
     def learn(variables):
         def loss(params):
             return retriever.loss({**variables, "params": params}, CATALOGUE, BATCH, KEY)
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    @quick_jit
+    @jax.jit
     def encode(variables):
         users, mask = retriever.encode_user(variables, CATALOGUE, BATCH, KEY)
         return users, mask, retriever.encode_items(variables, CATALOGUE)
@@ -157,7 +156,7 @@ def test_towers_do_not_learn_to_be_imitated():
     )
     variables = {"params": drawn(whole.init, CATALOGUE, BATCH), "stats": {"met": jnp.zeros(SIZES.users)}}
 
-    @quick_jit
+    @jax.jit
     def difference(params):
         def loss(params):
             args = {**variables, "params": params}, CATALOGUE, BATCH, KEY
@@ -174,7 +173,7 @@ def test_towers_do_not_learn_to_be_imitated():
 def test_hidden_ids_teach_the_unknown_row():
     retriever = make(model__dat__unknown_users=0.999)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {"met": jnp.zeros(SIZES.users)}}
-    gradient = quick_jit(jax.grad(lambda p: retriever.loss({**variables, "params": p}, CATALOGUE, BATCH, KEY)[0]))
+    gradient = jax.jit(jax.grad(lambda p: retriever.loss({**variables, "params": p}, CATALOGUE, BATCH, KEY)[0]))
     g = np.asarray(gradient(variables["params"])["augmented_users"])
     assert np.flatnonzero(np.any(g != 0, axis=1)).tolist() == [SIZES.users]
 
@@ -200,5 +199,5 @@ def test_an_empty_batch_is_finite(dat):
     def loss(params):
         return dat.retriever.loss({**dat.variables, "params": params}, CATALOGUE, empty, KEY)
 
-    (value, _), gradient = quick_jit(jax.value_and_grad(loss, has_aux=True))(dat.variables["params"])
+    (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(dat.variables["params"])
     assert value == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))

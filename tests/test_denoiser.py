@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import drawn, float64, normal, quick_jit
+from model_cases import drawn, float64, normal
 
 from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
 
@@ -18,7 +18,7 @@ R = np.arange(1, B * P + 1, dtype=np.int32).reshape(B, P)
 PARAMS = drawn(NET.init, Z, R, CONDITION)
 
 
-@quick_jit
+@jax.jit
 def run(z, r, condition):
     return NET.apply({"params": PARAMS}, z, r, condition)
 
@@ -48,7 +48,7 @@ def test_gradients_are_finite(r):
         return jnp.square(NET.apply({"params": params}, z, jnp.array([[r]]), condition)).sum()
 
     for scale in (0.0, 1.0, 1e4):
-        gradient = quick_jit(jax.grad(total, argnums=(0, 1, 2)))(PARAMS, scale * Z, scale * CONDITION)
+        gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(PARAMS, scale * Z, scale * CONDITION)
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
@@ -81,7 +81,7 @@ WINDOW_PARAMS = drawn(WindowDenoiser(**WINDOWED).init, *WINDOW_ARGS, determinist
 
 def over_window(*args, params=WINDOW_PARAMS, **changes):
     net = WindowDenoiser(**{**WINDOWED, **changes})
-    return np.asarray(quick_jit(functools.partial(net.apply, deterministic=True))({"params": params}, *args))
+    return np.asarray(jax.jit(functools.partial(net.apply, deterministic=True))({"params": params}, *args))
 
 
 def test_a_window_is_read_from_the_left():

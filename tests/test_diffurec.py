@@ -16,7 +16,6 @@ from model_cases import (
     make_catalogue,
     named_leaves,
     put,
-    quick_jit,
     small_config,
 )
 
@@ -35,14 +34,14 @@ def diffurec():
     retriever = build_retriever(small_config(**changes), SIZES)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": STATS}
 
-    @quick_jit
+    @jax.jit
     def learn(variables, batch, key):
         def loss(params):
             return retriever.loss({**variables, "params": params}, CATALOGUE, batch, key)
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    @quick_jit
+    @jax.jit
     def encode(variables, batch, key):
         return retriever.encode_user(variables, CATALOGUE, batch, key)
 
@@ -88,9 +87,9 @@ def test_without_noise_and_mixing_it_is_a_transformer_with_cross_entropy():
     changes = dict(model__name="diffurec", diffusion__mixing=0.0, diffusion__sampler_steps=1)
     retriever = build_retriever(small_config(**changes), SIZES)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": STATS}
-    loss, _ = quick_jit(lambda v: retriever.loss(v, CATALOGUE, BATCH, KEY))(variables)
+    loss, _ = jax.jit(lambda v: retriever.loss(v, CATALOGUE, BATCH, KEY))(variables)
 
-    @quick_jit
+    @jax.jit
     def estimates(variables):
         net, params = retriever.net, {"params": variables["params"]}
         x = net.apply(params, BATCH["history"], CATALOGUE, method="embed")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import STATS, normal, quick_jit, small_config
+from model_cases import STATS, normal, small_config
 
 from t2diff_jax.models.drift import (
     clean,
@@ -76,7 +76,7 @@ def draw():
     """(x, target, Noised) of many windows, from statistics of 0.5 at weight 0.5."""
     x, target = jnp.asarray(3 * normal(1, B, L, D)), jnp.asarray(3 * normal(2, B, D))
     batch = {"history": jnp.ones((B, L), jnp.int32), "weight": jnp.ones(B)}
-    return x, target, quick_jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key))(KEY)
+    return x, target, jax.jit(lambda key: noised_drift(CONFIG, STATS, x, target, batch, key))(KEY)
 
 
 def test_the_drift_is_diffused_in_units_of_its_new_scale(draw):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import ITEMS, PLAIN, SIZES, drawn, make_catalogue, normal, put, quick_jit, small_config
+from model_cases import ITEMS, PLAIN, SIZES, drawn, make_catalogue, normal, put, small_config
 
 from t2diff_jax.models.objective import item_embedding
 from t2diff_jax.nn.embeddings import BehaviourDropout, ItemEmbedding, UserFeatures, is_item
@@ -32,7 +32,7 @@ def hand_case():
 def both(net, catalogue):
     """Compiled (params, ids) -> (looked-up vectors, the table)."""
 
-    @quick_jit
+    @jax.jit
     def run(params, ids):
         params = {"params": params}
         return net.apply(params, ids, catalogue), net.apply(params, catalogue, method="table")
@@ -73,7 +73,7 @@ def test_padding_rows_are_never_read():
 def test_gradients():
     """Each id's row gets what its looked-up vectors get; padding gets nothing; an item without categories is finite."""
     net, catalogue = hand_case()
-    gradient = quick_jit(jax.grad(lambda p: net.apply({"params": p}, jnp.array([0, 3, 3, 1]), catalogue).sum()))(HAND)
+    gradient = jax.jit(jax.grad(lambda p: net.apply({"params": p}, jnp.array([0, 3, 3, 1]), catalogue).sum()))(HAND)
     np.testing.assert_array_equal(gradient["item_table"], [[0, 0], [1, 1], [0, 0], [2, 2], [0, 0]])
     np.testing.assert_allclose(gradient["category_table"], [[0], [0.5], [0.5]])
     np.testing.assert_allclose(gradient["content"]["kernel"], [[2.0], [1.0]])
@@ -82,14 +82,14 @@ def test_gradients():
 def test_initial_scale():
     net = ItemEmbedding(rows=4000, dim=4, categories=0, category_dim=0, content_dim=0, init_sd=0.3)
     catalogue = Catalogue(jnp.ones(4000), None, None, 3999)
-    table = quick_jit(net.init)(jax.random.key(0), np.array([1]), catalogue)["params"]["item_table"]
+    table = jax.jit(net.init)(jax.random.key(0), np.array([1]), catalogue)["params"]["item_table"]
     np.testing.assert_allclose(np.std(table), 0.3, rtol=0.03)
 
 
 def test_user_features_by_hand():
     net = UserFeatures(sizes=(2, 3), dim=2, init_sd=1.0)
     tables = {"table_0": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "table_1": jnp.arange(6.0).reshape(3, 2) * 10}
-    out = quick_jit(net.apply)({"params": tables}, np.array([[1, 0], [0, 2]]))
+    out = jax.jit(net.apply)({"params": tables}, np.array([[1, 0], [0, 2]]))
     np.testing.assert_array_equal(out, [[3, 4, 0, 10], [1, 2, 40, 50]])
     fresh = drawn(net.init, np.array([[1, 0]]))
     assert {k: v.shape for k, v in fresh.items()} == {"table_0": (2, 2), "table_1": (3, 2)}

@@ -19,7 +19,6 @@ from model_cases import (
     make_catalogue,
     named_leaves,
     normal,
-    quick_jit,
     small_config,
 )
 
@@ -46,18 +45,18 @@ def model(request):
     retriever = make(request.param, model__interests__diversity_weight=0.5, model__interests__margin=-0.5)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
 
-    @quick_jit
+    @jax.jit
     def everywhere(variables, batch):
         net, params = retriever.net, {"params": variables["params"]}
         x = net.apply(params, batch["history"], CATALOGUE, method="embed")
         users = net.apply(params, x, batch, deterministic=True, method="user")
         return users, net.apply(params, batch, method="active")
 
-    @quick_jit
+    @jax.jit
     def encode(variables, batch):
         return retriever.encode_user(variables, CATALOGUE, batch, jax.random.key(0))
 
-    @quick_jit
+    @jax.jit
     def loss_and_gradient(params, batch):
         def loss(params):
             return retriever.loss({"params": params, "stats": {}}, CATALOGUE, batch, jax.random.key(0))
@@ -89,9 +88,9 @@ def test_a_user_is_served_from_the_latest_alone(name):
     retriever = make(name, model__interests__last=4, model__interests__number=2)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
     net, params = retriever.net, {"params": variables["params"]}
-    users, _ = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))(BATCH)
+    users, _ = jax.jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))(BATCH)
     x = net.apply(params, BATCH["history"], CATALOGUE, method="embed")
-    everywhere = quick_jit(lambda x: net.apply(params, x, BATCH, deterministic=True, method="user"))(x)
+    everywhere = jax.jit(lambda x: net.apply(params, x, BATCH, deterministic=True, method="user"))(x)
     np.testing.assert_allclose(users, everywhere[:, -1], rtol=1e-5, atol=1e-6)
 
 
@@ -109,7 +108,7 @@ def test_interests_are_made_of_the_latest(name):
     """Of the last two behaviours: the last place of a full window sees those, and none before."""
     retriever = make(name, model__interests__last=2, model__interests__number=1, model__sketch_dim=0)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH)}
-    encode = quick_jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))
+    encode = jax.jit(lambda b: retriever.encode_user(variables, CATALOGUE, b, jax.random.key(0)))
     (before, active), full = encode(BATCH), VALID.all(axis=1)
     for j in range(6):
         history = BATCH["history"].at[:, j].set(1 + BATCH["history"][:, j] % ITEMS)
@@ -235,7 +234,7 @@ def run(name, last=LAST, **changes):
     def encode(net, x):
         return net.interests(x, batch, deterministic=True)
 
-    found = quick_jit(lambda v, x: nn.apply(encode, retriever.net)(v, x))(variables, x)
+    found = jax.jit(lambda v, x: nn.apply(encode, retriever.net)(v, x))(variables, x)
     return float64(variables["params"]["encoder"]), x.astype(np.float64), batch, np.asarray(found)
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax import evaluate, final, loop
 from t2diff_jax.checkpoint import Checkpointer, CheckpointError
@@ -18,8 +17,6 @@ from t2diff_jax.config_values import ConfigError
 from t2diff_jax.interrupt import Preempted
 from t2diff_jax.workdir import claimed, open_workdir
 from t2diff_jax.writer import MetricsWriter
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

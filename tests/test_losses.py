@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import normal, quick_jit
+from model_cases import normal
 
 from t2diff_jax.losses import (
     diffusion_loss,
@@ -34,7 +34,7 @@ def uncompiled(users=USERS, table=TABLE, targets=TARGETS, smoothing=0.0):
     return full_softmax(*args, label_smoothing=smoothing, merge="softmax_mean")
 
 
-@functools.partial(quick_jit, static_argnames="smoothing")
+@functools.partial(jax.jit, static_argnames="smoothing")
 def compiled(users, table, targets, smoothing):
     return uncompiled(users, table, targets, smoothing)
 
@@ -64,12 +64,12 @@ def test_full_softmax_against_numpy(smoothing):
 def test_rows_that_are_no_items_do_not_count():
     table = TABLE.at[jnp.array([0, 7, 8])].set(1e4)
     np.testing.assert_array_equal(full(table=table), full())
-    gradient = quick_jit(jax.grad(lambda t: uncompiled(table=t, smoothing=0.1).sum()))(table)
+    gradient = jax.jit(jax.grad(lambda t: uncompiled(table=t, smoothing=0.1).sum()))(table)
     assert not np.any(np.asarray(gradient)[[0, 7, 8]]) and np.isfinite(gradient).all()
 
 
 def test_full_softmax_is_stable_and_says_so_for_a_padding_target():
-    loss, gradient = quick_jit(jax.value_and_grad(lambda u: uncompiled(users=u).sum()))(1e4 * USERS)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda u: uncompiled(users=u).sum()))(1e4 * USERS)
     assert np.isfinite(loss) and np.isfinite(gradient).all()
     assert np.isposinf(full(targets=jnp.array([0, 0, 0, 0]))).all()
 
@@ -83,7 +83,7 @@ def test_full_softmax_accumulates_in_float32():
 WEIGHTS = jnp.array([0.5, 0.0, 2.0, 1.0])
 
 
-@functools.partial(quick_jit, static_argnames=("smoothing", "chunk"))
+@functools.partial(jax.jit, static_argnames=("smoothing", "chunk"))
 def mean_and_gradient(users, table, targets, weights, smoothing, chunk):
     def mean(users, table):
         args = users[:, None], table, targets, VALID, weights
@@ -124,7 +124,7 @@ def sampled_uncompiled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, 
     return sampled_softmax(*args, own, own_ids, merge="softmax_mean")[:, 0]
 
 
-sampled_compiled = quick_jit(sampled_uncompiled, static_argnums=4)
+sampled_compiled = jax.jit(sampled_uncompiled, static_argnums=4)
 
 
 def sampled(negative_ids, users=USERS, table=TABLE, targets=TARGETS, n_items=N, own_ids=None):
@@ -155,7 +155,7 @@ def test_accidental_hits_are_masked():
 def test_sampled_softmax_approaches_the_full_one():
     """The sum over the sample estimates the sum over the other items without bias: mean over draws of e^loss."""
     ids = np.random.default_rng(2).integers(1, N + 1, (400, 60)).astype(np.int32)
-    draws = np.asarray(quick_jit(jax.vmap(sampled_uncompiled))(ids))
+    draws = np.asarray(jax.jit(jax.vmap(sampled_uncompiled))(ids))
     np.testing.assert_allclose(np.exp(draws).mean(0), np.exp(full()), rtol=0.03)
     np.testing.assert_allclose(draws.mean(0), full(), rtol=0.05)
 
@@ -185,7 +185,7 @@ def test_own_negatives_are_those_of_their_row_at_every_position():
 def test_own_negatives_keep_the_sum_unbiased():
     own = jnp.array([[0, 3, 1], [2, 2, 5], [6, 0, 4], [1, 2, 3]])
     ids = np.random.default_rng(2).integers(1, N + 1, (400, 60)).astype(np.int32)
-    with_own = np.exp(quick_jit(jax.vmap(lambda i: sampled_uncompiled(i, own_ids=own)))(ids))
+    with_own = np.exp(jax.jit(jax.vmap(lambda i: sampled_uncompiled(i, own_ids=own)))(ids))
     np.testing.assert_allclose(with_own.mean(0), np.exp(full()), rtol=0.03)
 
 
@@ -222,7 +222,7 @@ def test_full_softmax_without_the_seen_against_numpy(chunk, smoothing):
         args = users[:, None], table, targets, VALID, weights, Seen.of(HISTORY, 4)
         return mean_full_softmax(*args, label_smoothing=smoothing, merge="logsumexp", chunk=chunk)
 
-    value, (by_users, by_table) = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
+    value, (by_users, by_table) = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
     np.testing.assert_allclose(value, np.average(terms, weights=weights), rtol=1e-5)
 
     def slow(users, table):
@@ -291,7 +291,7 @@ def test_several_vectors_are_a_mixture_against_numpy(chunk, merge):
         chances = [chance(*args) for args in zip(users, kept, targets.tolist(), strict=True)]
         return -jnp.log(jnp.stack(chances)) @ weights / weights.sum()
 
-    value, gradients = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
+    value, gradients = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(users, TABLE)
     terms = []
     for user, i, t in zip(np.asarray(users), kept, targets.tolist(), strict=True):
         odds = np.exp(user @ np.asarray(TABLE)[i].T)
@@ -356,7 +356,7 @@ def test_first_occurrence():
 def test_sampled_softmax_gradients_are_finite():
     """Also where every negative is the row's own target, and where the scores are huge."""
     ids = jnp.array([3, 3])
-    gradient = quick_jit(
+    gradient = jax.jit(
         jax.grad(lambda u, t: sampled_uncompiled(ids, users=u, table=t).sum(), argnums=(0, 1)),
     )
     for scale in (1.0, 1e4):
@@ -377,8 +377,8 @@ def test_diffusion_loss_by_hand():
     drift = jnp.zeros((2, 3, 2))
     estimate = jnp.array([[[100.0, 100.0], [1.0, 3.0], [0.0, 2.0]]] * 2)
     mask = jnp.array([[False, True, True], [False, False, False]])
-    loss, gradient = quick_jit(jax.value_and_grad(lambda e: diffusion_loss(drift, e, mask).sum()))(estimate)
-    np.testing.assert_allclose(quick_jit(diffusion_loss)(drift, estimate, mask), [3.5, 0])
+    loss, gradient = jax.jit(jax.value_and_grad(lambda e: diffusion_loss(drift, e, mask).sum()))(estimate)
+    np.testing.assert_allclose(jax.jit(diffusion_loss)(drift, estimate, mask), [3.5, 0])
     np.testing.assert_allclose(gradient[0], [[0, 0], [0.5, 1.5], [0, 1]])
     assert not np.any(gradient[1]) and loss == 3.5
 
@@ -386,14 +386,14 @@ def test_diffusion_loss_by_hand():
 def test_diffusion_loss_of_a_mask_is_the_loss_of_the_slice():
     a, b = normal(0, 2, 2, 5, 3)
     mask = np.broadcast_to(np.arange(5) >= 2, (2, 5))
-    loss = quick_jit(diffusion_loss)
+    loss = jax.jit(diffusion_loss)
     np.testing.assert_allclose(loss(a, b, mask), loss(a[:, 2:], b[:, 2:], mask[:, 2:]), rtol=1e-6)
     np.testing.assert_array_equal(loss(a, np.where(mask[..., None], b, np.inf), mask), loss(a, b, mask))
 
 
 def test_weighted_mean():
     values, weights = jnp.array([1.0, 4.0, jnp.nan]), jnp.array([3.0, 1.0, 0.0])
-    loss, gradient = quick_jit(jax.value_and_grad(weighted_mean))(values, weights)
+    loss, gradient = jax.jit(jax.value_and_grad(weighted_mean))(values, weights)
     np.testing.assert_allclose(loss, 7 / 4)
     np.testing.assert_allclose(gradient, [3 / 4, 1 / 4, 0])
-    assert quick_jit(weighted_mean)(jnp.array([jnp.inf, jnp.nan]), jnp.zeros(2)) == 0
+    assert jax.jit(weighted_mean)(jnp.array([jnp.inf, jnp.nan]), jnp.zeros(2)) == 0

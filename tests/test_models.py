@@ -14,7 +14,6 @@ from model_cases import (
     make_batch,
     make_catalogue,
     named_leaves,
-    quick_jit,
     small_config,
 )
 
@@ -33,7 +32,7 @@ def test_a_model_without_extras_has_a_finite_loss_and_scores(name):
     )
     assert isinstance(retriever, Retriever)
 
-    @quick_jit
+    @jax.jit
     def run(key):
         variables = retriever.init(key, catalogue, batch)
         loss, (_, stats) = retriever.loss(variables, catalogue, batch, key)
@@ -65,8 +64,8 @@ def test_hidden_behaviours_concern_training_alone(name):
         return *jax.value_and_grad(loss)(params), users
 
     without = {name: leaf for name, leaf in params.items() if name != "behaviour_dropout"}
-    loss, gradient, users = quick_jit(lambda: parts(hiding, params))()
-    other, _, expected = quick_jit(lambda: parts(plain, without))()
+    loss, gradient, users = jax.jit(lambda: parts(hiding, params))()
+    other, _, expected = jax.jit(lambda: parts(plain, without))()
     np.testing.assert_allclose(users, expected, atol=1e-4)
     assert abs(loss - other) > 1e-3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.all(np.abs(gradient["behaviour_dropout"]["blank"]) > 1e-6)
@@ -82,7 +81,7 @@ def test_user_features_reach_the_user(name):
     variables = {"params": drawn(retriever.init, catalogue, batch), "stats": MIDWAY}
     features = (np.asarray(batch["user_features"]) + 1) % np.array(USER_FEATURES)
     other = {**batch, "user_features": features.astype(np.int32)}
-    encode = quick_jit(lambda batch: retriever.encode_user(variables, catalogue, batch, jax.random.key(0))[0])
+    encode = jax.jit(lambda batch: retriever.encode_user(variables, catalogue, batch, jax.random.key(0))[0])
     before, after = encode(batch), encode(other)
     assert np.all(np.abs(before - after).max(axis=(1, 2)) > 1e-4)
 
@@ -95,7 +94,7 @@ def test_dropout_acts_on_the_loss(name):
     for rate in (0.0, 0.5):
         retriever = build_retriever(small_config(model__name=name, model__dropout=rate), PLAIN)
         variables = {"params": drawn(retriever.init, catalogue, batch), "stats": MIDWAY}
-        losses.append(quick_jit(lambda v, r=retriever: r.loss(v, catalogue, batch, jax.random.key(0))[0])(variables))
+        losses.append(jax.jit(lambda v, r=retriever: r.loss(v, catalogue, batch, jax.random.key(0))[0])(variables))
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -113,7 +112,7 @@ def test_every_layer_learns(name):
     def loss(params):
         return retriever.loss({"params": params, "stats": STATS}, catalogue, batch, jax.random.key(0))[0]
 
-    gradient = named_leaves(quick_jit(jax.grad(loss))(params))
+    gradient = named_leaves(jax.jit(jax.grad(loss))(params))
     for leaf, g in gradient.items():
         # A constant added to all keys is invisible to the softmax: the key's bias is learned by nobody.
         if "key" not in leaf or not leaf.endswith("bias"):
@@ -131,7 +130,7 @@ def test_what_is_served_is_the_last_of_all_states(name):
     catalogue, batch = make_catalogue(PLAIN), make_batch(sizes=PLAIN)
     params = {"params": drawn(retriever.init, catalogue, batch)}
 
-    @quick_jit
+    @jax.jit
     def run(batch):
         x = retriever.net.apply(params, batch["history"], catalogue, method="embed")
         states = retriever.net.apply(params, x, batch, deterministic=True, method="user")
@@ -150,6 +149,6 @@ def test_rotation_tells_places_apart(name):
     retriever = build_retriever(small_config(model__name=name, model__positions="rotary"), PLAIN)
     catalogue, batch = make_catalogue(PLAIN), make_batch(sizes=PLAIN)
     variables = {"params": drawn(retriever.init, catalogue, batch), "stats": {}}
-    encode = quick_jit(lambda batch: retriever.encode_user(variables, catalogue, batch, jax.random.key(0))[0])
+    encode = jax.jit(lambda batch: retriever.encode_user(variables, catalogue, batch, jax.random.key(0))[0])
     swapped = {**batch, "history": batch["history"][:, [0, 1, 3, 2, 4, 5]]}
     assert np.abs(encode(batch)[0] - encode(swapped)[0]).max() > 1e-4

@@ -11,14 +11,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax.data.batches import evaluation_batches
 from t2diff_jax.program_cost import collectives_of
 from t2diff_jax.sharding import put_batch
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compiles"),
     pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices"),
 ]
 UNSEEN = {"loss__exclude_seen": True, "eval__exclude_seen": True}

@@ -16,7 +16,7 @@ from tiny import shared_compiles  # noqa: F401
 pytestmark = pytest.mark.usefixtures("shared_compiles")
 CASES = {
     # The batch is split over the processes; every process holds whole tables.
-    "t2diff": ("--config.mesh.model=2", "--config.diffusion.filters=(8,)", "--config.eval.popularity=False"),
+    "t2diff": ("--config.mesh.model=2", "--config.eval.popularity=False"),
     # Table rows are split over the processes; every process makes the whole batch.
     "sasrec": ("--config.mesh.model=4", "--config.model.name=sasrec"),
 }

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import normal, quick_jit, small_config
+from model_cases import normal, small_config
 
 from t2diff_jax.losses import sampled_softmax
 from t2diff_jax.negatives import (
@@ -39,7 +39,7 @@ def test_uniform_draws_are_items():
 
 def test_draws_from_a_batch_are_its_behaviours_and_targets():
     """Each as often as it stands there: 3 twice, 5 and 6 once; no padding, nothing of a row that does not count."""
-    ids = np.asarray(quick_jit(draw_from_batch, static_argnums=1)(KEY, 4000, BATCH))
+    ids = np.asarray(jax.jit(draw_from_batch, static_argnums=1)(KEY, 4000, BATCH))
     np.testing.assert_allclose(np.bincount(ids, minlength=10) / 4000, [0, 0, 0, 0.5, 0, 0.25, 0.25, 0, 0, 0], atol=0.03)
     nothing = {**BATCH, "weight": jnp.zeros(3)}
     assert not np.any(draw_from_batch(KEY, 6, nothing))
@@ -76,7 +76,7 @@ def test_the_estimate_finds_the_probabilities():
         number, drawn = row
         return counted(state, drawn, number, 0.05), None
 
-    found, _ = quick_jit(lambda s, rows: jax.lax.scan(step, s, rows))(
+    found, _ = jax.jit(lambda s, rows: jax.lax.scan(step, s, rows))(
         initial_frequencies(201, 200), (jnp.arange(1000), jnp.asarray(draws, jnp.int32))
     )
     ratio = 1 / np.asarray(found.draw_gap)[1:] / p
@@ -128,6 +128,6 @@ def test_the_sampled_sum_estimates_that_over_all_items(uniform, from_batch):
         args = user[None, None, None], table[target][None, None], table[ids], jnp.array([[target]]), ids, counts
         return sampled_softmax(*args, merge="softmax_mean")[0, 0]
 
-    found = np.exp(quick_jit(jax.vmap(one))(jnp.asarray(ids, jnp.int32))).mean()
+    found = np.exp(jax.jit(jax.vmap(one))(jnp.asarray(ids, jnp.int32))).mean()
     scores = np.asarray(table)[1:] @ np.asarray(user)
     np.testing.assert_allclose(found, np.exp(scores).sum() / np.exp(scores[target - 1]), rtol=0.02)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import normal, quick_jit
+from model_cases import normal
 
 from t2diff_jax.diffusion.samplers import Known, ddim, ddpm, sampling_steps
 from t2diff_jax.diffusion.schedule import make_schedule
@@ -28,7 +28,7 @@ def sample(estimate, *, calls=0, seed=0, schedule=SCHEDULE, shape=SHAPE, known=N
     """ddim with `calls` calls, or ddpm."""
     noise = make_noise(seed, shape, schedule.steps)
     sampler = functools.partial(ddim, calls=calls) if calls else ddpm
-    return np.asarray(quick_jit(lambda: sampler(schedule, estimate, noise, known=known))())
+    return np.asarray(jax.jit(lambda: sampler(schedule, estimate, noise, known=known))())
 
 
 def pull(z, r):
@@ -158,4 +158,4 @@ def test_gradients_through_the_sampler_are_finite(calls):
 
         return (ddim(SCHEDULE, estimate, noise, calls) if calls else ddpm(SCHEDULE, estimate, noise)).sum()
 
-    assert np.isfinite(quick_jit(jax.grad(total))(1.0))
+    assert np.isfinite(jax.jit(jax.grad(total))(1.0))

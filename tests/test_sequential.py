@@ -19,7 +19,6 @@ from model_cases import (
     named_leaves,
     normal,
     put,
-    quick_jit,
     small_config,
 )
 
@@ -51,17 +50,17 @@ def model(name):
     retriever = make(name)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
 
-    @quick_jit
+    @jax.jit
     def states(variables, batch):
         net, params = retriever.net, {"params": variables["params"]}
         x = net.apply(params, batch["history"], CATALOGUE, method="embed")
         return net.apply(params, x, batch, deterministic=True, method="user")
 
-    @quick_jit
+    @jax.jit
     def encode(variables, batch):
         return retriever.encode_user(variables, CATALOGUE, batch, jax.random.key(0))
 
-    @quick_jit
+    @jax.jit
     def loss_and_gradient(params, batch):
         def loss(params):
             return retriever.loss({"params": params, "stats": {}}, CATALOGUE, batch, jax.random.key(0))
@@ -128,9 +127,7 @@ def test_users_are_scaled():
     plain, scaled = (make("sasrec", PLAIN, model__vectors=2, model__user_scale=scale) for scale in (1.0, 3.0))
     catalogue, batch = make_catalogue(PLAIN), make_batch(sizes=PLAIN)
     variables = {"params": drawn(plain.init, catalogue, batch), "stats": {}}
-    users, larger = (
-        quick_jit(r.encode_user)(variables, catalogue, batch, jax.random.key(0))[0] for r in (plain, scaled)
-    )
+    users, larger = (jax.jit(r.encode_user)(variables, catalogue, batch, jax.random.key(0))[0] for r in (plain, scaled))
     np.testing.assert_allclose(larger[..., :8], 3 * users[..., :8], rtol=1e-5)  # the rest is the sketch
 
 
@@ -139,10 +136,10 @@ def test_several_vectors():
     retriever, one = make("sasrec", model__vectors=2, loss__merge="logsumexp"), make("sasrec")
     several = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
     heads = several["params"]["heads"]
-    users, mask = quick_jit(lambda v: retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(several)
+    users, mask = jax.jit(lambda v: retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(several)
     assert users.shape == (5, 2, 8 + 4) and mask.shape == (5, 2) and mask.all()
     alone = {"params": {name: value for name, value in several["params"].items() if name != "heads"}, "stats": {}}
-    state = np.asarray(quick_jit(lambda v: one.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(alone)[0])[:, :, :8]
+    state = np.asarray(jax.jit(lambda v: one.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(alone)[0])[:, :, :8]
     added = (state @ np.asarray(heads["kernel"]) + np.asarray(heads["bias"])).reshape(5, 2, 8)
     users = np.asarray(users)
     np.testing.assert_allclose(users[:, :, :8], state + added, rtol=1e-4, atol=1e-5)
@@ -155,8 +152,8 @@ def test_several_vectors():
         x = retriever.net.apply({"params": params}, BATCH["history"], CATALOGUE, method="embed")
         return retriever.net.apply({"params": params}, x, BATCH, deterministic=True, method="user")
 
-    value, gradient = quick_jit(jax.value_and_grad(loss))(several["params"])
-    vectors, table = quick_jit(every_user)(several["params"]), retriever.encode_items(several, CATALOGUE)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(several["params"])
+    vectors, table = jax.jit(every_user)(several["params"]), retriever.encode_items(several, CATALOGUE)
     scores = np.asarray(vectors) @ np.asarray(table).T
     merged = np.logaddexp(scores[:, :, 0], scores[:, :, 1])[..., 1 : ITEMS + 1]
     following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
@@ -170,7 +167,7 @@ def test_sampled_negatives_estimate_the_full_loss(name, model):
     retriever = make(name, loss__negatives=3000)
     args = BATCH, None, retriever.loss_config, CATALOGUE.n_items
     batch, _ = with_negatives(*args, seed=0, step=jnp.int32(0))
-    loss, _ = quick_jit(lambda v: retriever.loss(v, CATALOGUE, batch, jax.random.key(0)))(model.variables)
+    loss, _ = jax.jit(lambda v: retriever.loss(v, CATALOGUE, batch, jax.random.key(0)))(model.variables)
     (full, _), _ = model.loss_and_gradient(model.variables["params"], BATCH)
     np.testing.assert_allclose(loss, full, rtol=0.03)
 
@@ -204,7 +201,7 @@ def bert():
     def states(net, x, masked):
         return net.encode_masked(x, masked, BATCH, deterministic=True)
 
-    compiled = quick_jit(lambda x, masked: nn.apply(states, retriever.net)(params, x, masked))
+    compiled = jax.jit(lambda x, masked: nn.apply(states, retriever.net)(params, x, masked))
     return types.SimpleNamespace(retriever=retriever, params=params, states=compiled)
 
 
@@ -213,7 +210,7 @@ def test_what_the_window_shows_anywhere_is_no_candidate_of_a_masked_item(name, a
     """To hear that all of it was had before changes nothing for a model that looks both ways, as for a request."""
     retriever = make(name, loss__exclude_seen=True, eval__exclude_seen=True)
     variables = {"params": drawn(retriever.init, CATALOGUE, BATCH), "stats": {}}
-    loss = quick_jit(lambda batch: retriever.loss(variables, CATALOGUE, batch, jax.random.key(0))[0])
+    loss = jax.jit(lambda batch: retriever.loss(variables, CATALOGUE, batch, jax.random.key(0))[0])
     plain, told = loss(BATCH), loss({**BATCH, "before": BATCH["history"]})
     assert np.isclose(plain, told, rtol=1e-6) == alike
 
@@ -240,14 +237,14 @@ def test_the_first_of_few_behaviours_is_seen(bert):
     def user(*items):
         history = jnp.zeros_like(BATCH["history"]).at[:, -len(items) :].set(jnp.array(items))
         batch = {**BATCH, "history": history}
-        encode = quick_jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, batch, jax.random.key(0))[0])
+        encode = jax.jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, batch, jax.random.key(0))[0])
         return np.asarray(encode(bert.params))[0, 0, :8]
 
     assert np.abs(user(3) - user(5)).max() > 1e-3 and np.abs(user(3, 4) - user(5, 4)).max() > 1e-3
 
 
 def test_the_user_of_masked_items_is_the_state_of_a_mask_after_the_window(bert):
-    users, mask = quick_jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(bert.params)
+    users, mask = jax.jit(lambda v: bert.retriever.encode_user(v, CATALOGUE, BATCH, jax.random.key(0)))(bert.params)
     assert users.shape == (5, 1, 8 + 4) and mask.all()
     x = bert.retriever.net.apply(bert.params, BATCH["history"], CATALOGUE, method="embed")
     normed = reference.layer_norm(float64(bert.params["params"]["item_norm"]), np.asarray(x, np.float64)).astype(
@@ -267,7 +264,7 @@ def test_loss_of_masked_items_against_numpy(bert):
     def loss(params):
         return bert.retriever.loss({"params": params, "stats": {}}, CATALOGUE, BATCH, key)[0]
 
-    value, gradient = quick_jit(jax.value_and_grad(loss))(bert.params["params"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(bert.params["params"])
     following = np.concatenate([BATCH["history"][:, 1:], BATCH["target"][:, None]], axis=1)
     counted = VALID & (np.asarray(BATCH["weight"]) > 0)[:, None]
     masked = np.asarray(masked_places(key, jnp.array(counted), 0.4))
@@ -304,7 +301,7 @@ def run_encoder(name, sizes=PLAIN):
     def encode(net, x):
         return net.encode(x, batch, deterministic=True)
 
-    states = quick_jit(lambda v, x: nn.apply(encode, retriever.net)(v, x))(variables, x)
+    states = jax.jit(lambda v, x: nn.apply(encode, retriever.net)(v, x))(variables, x)
     return float64(variables["params"]["encoder"]), x.astype(np.float64), batch, np.asarray(states)
 
 
@@ -388,7 +385,7 @@ def test_a_scan_may_be_cut():
 
     def gradients(scan, *rest):
         of = jax.grad(lambda *args: (scan(*args, *rest) ** 2).sum(), argnums=(0, 1, 2, 3, 4))
-        return quick_jit(of)(delta, u, b, c, a)
+        return jax.jit(of)(delta, u, b, c, a)
 
     for chunk in (0, 1, 3, 7, 9):
         got = selective_scan(delta, u, b, c, a, chunk)
@@ -430,7 +427,7 @@ def test_two_towers_by_hand(temperature):
     def towers(net):
         return net.user(e, batch, deterministic=True), net.scored(e, batch["history"])
 
-    users, items = (np.asarray(a) for a in quick_jit(lambda v: nn.apply(towers, retriever.net)(v))(variables))
+    users, items = (np.asarray(a) for a in jax.jit(lambda v: nn.apply(towers, retriever.net)(v))(variables))
 
     def tower(p, x):
         v = reference.dense(p["out"], np.asarray(jax.nn.gelu(reference.dense(p["hidden"], x))))
@@ -457,7 +454,7 @@ def test_stosa_by_hand():
     def encode(net, mean, spread):
         return net.encoder(mean, spread, jnp.asarray(causal), deterministic=True)
 
-    states = quick_jit(lambda v, *args: nn.apply(encode, retriever.net)(v, *args))(variables, mean, spread)
+    states = jax.jit(lambda v, *args: nn.apply(encode, retriever.net)(v, *args))(variables, mean, spread)
     p = float64(variables["params"]["encoder"])
 
     def split(part, x):
@@ -505,7 +502,7 @@ def test_stosa_scores_are_distances():
     )
     params = {"params": drawn(retriever.init, catalogue, batch)}
 
-    @quick_jit
+    @jax.jit
     def encoded(params):
         users, _ = retriever.encode_user(params, catalogue, batch, jax.random.key(0))
         table = retriever.net.apply(params, catalogue, method="item_table")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import PLAIN, drawn, float64, make_batch, make_catalogue, normal, quick_jit, small_config
+from model_cases import PLAIN, drawn, float64, make_batch, make_catalogue, normal, small_config
 
 from t2diff_jax.models import build_retriever
 from t2diff_jax.nn.sketch import _GAIN, HistorySketch
@@ -24,7 +24,7 @@ def params():
 
 
 def sketch(params, users=USERS, scored=SCORED, ids=IDS, mask=MASK, net=NET):
-    return quick_jit(functools.partial(net.apply, {"params": params}, deterministic=True))(users, scored, ids, mask)
+    return jax.jit(functools.partial(net.apply, {"params": params}, deterministic=True))(users, scored, ids, mask)
 
 
 def test_against_a_loop(params):
@@ -71,7 +71,7 @@ def test_gradients_are_finite_and_reach_everything(params):
     def total(params, users, scored):
         return (NET.apply({"params": params}, users, scored, IDS, MASK, deterministic=True) ** 2).sum()
 
-    gradient = quick_jit(jax.grad(total, argnums=(0, 1, 2)))
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     for size in (1.0, 1e4):
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(params, size * USERS, size * SCORED)))
     assert all(np.any(g) for g in jax.tree.leaves(gradient(params, USERS, SCORED)))
@@ -82,7 +82,7 @@ def test_training_drops_dimensions_of_a_row_after_all_behaviours_alike(params):
     whole, rows = np.asarray(sketch(params)), np.arange(B - 1)  # the last row has no history
     net = HistorySketch(rows=ROWS, width=S, dropout=0.25)
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def draws(key):
         args = USERS, SCORED, IDS, MASK
@@ -109,7 +109,7 @@ def test_the_sketch_of_a_model_is_dropped_in_training(name):
     for rate in (0.0, 0.5):
         retriever = build_retriever(small_config(**changes, model__sketch_dropout=rate), PLAIN)
         variables = retriever.init(jax.random.key(1), catalogue, batch)
-        losses.append(quick_jit(retriever.loss)(variables, catalogue, batch, key)[0])
-        users.append(np.asarray(quick_jit(retriever.encode_user)(variables, catalogue, batch, key)[0]))
+        losses.append(jax.jit(retriever.loss)(variables, catalogue, batch, key)[0])
+        users.append(np.asarray(jax.jit(retriever.encode_user)(variables, catalogue, batch, key)[0]))
     assert losses[0] != losses[1] and np.isfinite(losses).all()
     np.testing.assert_array_equal(*users)

@@ -22,7 +22,6 @@ from model_cases import (
     named_leaves,
     normal,
     put,
-    quick_jit,
     scores_after,
     small_config,
     user_vectors,
@@ -80,7 +79,7 @@ def test_lambda_does_not_reach_the_table():
             changed = put(variables, ("params", "items", "item_table"), lambda _: table)
             return retriever.loss(changed, CATALOGUE, BATCH, KEY)[0]
 
-        return quick_jit(jax.grad(loss))(table)
+        return jax.jit(jax.grad(loss))(table)
 
     without = gradient(0.0)
     np.testing.assert_array_equal(without, gradient(10.0))
@@ -136,7 +135,7 @@ def test_padded_vectors_reach_neither_the_slot_nor_the_user():
     retriever, variables = built()
     x = normal(1, *VALID.shape, 8)
 
-    @quick_jit
+    @jax.jit
     def run(x):
         noise = normal(2, 8, *x.shape)
         slot = retriever.generate(variables, x, jnp.asarray(VALID), lambda r: jnp.asarray(noise)[r])
@@ -210,7 +209,7 @@ def test_a_window_that_is_all_session():
 
     variables = {"params": drawn(retriever.init, CATALOGUE, batch), "stats": STATS}
 
-    @quick_jit
+    @jax.jit
     def run(batch):
         return retriever.encode_user(variables, CATALOGUE, batch, KEY)[0]
 
@@ -270,7 +269,7 @@ def test_the_slot_is_the_last_behaviour_plus_the_last_drift(sampler):
     variables = put(variables, ("params", "denoiser"), lambda _: zero)
     x = normal(1, 5, WINDOW, 8)
 
-    @quick_jit
+    @jax.jit
     def slot(x):
         return retriever.generate(variables, x, jnp.asarray(VALID), lambda r: jnp.zeros(x.shape))
 
@@ -325,7 +324,7 @@ def test_bfloat16_is_close_to_float32():
     fresh = jax.eval_shape(low.init, KEY, CATALOGUE, BATCH)
     assert {a.dtype for a in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
-    @quick_jit
+    @jax.jit
     def run(variables):
         loss, (metrics, _) = low.loss(variables, CATALOGUE, BATCH, KEY)
         return loss, metrics, low.encode_user(variables, CATALOGUE, BATCH, KEY)[0]

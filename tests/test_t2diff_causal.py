@@ -28,7 +28,6 @@ from model_cases import (
     named_leaves,
     normal,
     put,
-    quick_jit,
     scores_after,
     small_config,
     user_vectors,
@@ -87,7 +86,7 @@ def every_position(**changes):
             slots = retriever.generate(variables, context, lambda r: noise[r], settle)
         return apply("user", x, states, slots, batch, last=False, deterministic=True)
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 @functools.cache
@@ -102,7 +101,7 @@ def last_position(**changes):
             )
             return retriever.encode_user(variables, CATALOGUE, batch, KEY)[0][:, 0]
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def test_interface():
@@ -188,7 +187,7 @@ def test_the_loss_is_the_cross_entropy_of_these_vectors(monkeypatch):
     """Every valid behaviour predicts the next one, the last one the target; weight 0 and padding count nothing."""
     monkeypatch.setattr(t2diff_causal, "training_noise", lambda key, shape: lambda r: jnp.asarray(NOISE)[r])
     retriever, variables = model(diffusion__scale_decay=0.9)
-    loss = quick_jit(lambda variables: retriever.loss(variables, CATALOGUE, BATCH, KEY))
+    loss = jax.jit(lambda variables: retriever.loss(variables, CATALOGUE, BATCH, KEY))
     total, (metrics, stats) = loss(variables)
     # The slots of a step are made with the scale that its own drift has moved.
     users = np.asarray(every_position()({**variables, "stats": stats}, BATCH, NOISE))
@@ -392,7 +391,7 @@ def test_padded_vectors_reach_no_slot_and_no_user():
     """The same one level lower: garbage in place of the vectors at padded positions."""
     retriever, variables = model()
 
-    @quick_jit
+    @jax.jit
     def run(x):
         args, options = {"params": variables["params"]}, {"deterministic": True}
         states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
@@ -426,7 +425,7 @@ def test_the_slot_is_the_behaviour_plus_its_drift():
     x = jnp.asarray(normal(1, *VALID.shape, 8))
     scale = np.sqrt(0.6 / 0.5)
     context = Context(x / scale, jnp.asarray(VALID), x)
-    slots = quick_jit(lambda: retriever.generate(variables, context, lambda r: 0 * x, lambda z: z))()
+    slots = jax.jit(lambda: retriever.generate(variables, context, lambda r: 0 * x, lambda z: z))()
     np.testing.assert_allclose(slots, x + scale, rtol=1e-5, atol=1e-5)
 
 
@@ -444,7 +443,7 @@ def test_the_truth_of_a_generator_hides_nothing():
 
 def test_dropout_acts_in_training_only():
     retriever, variables = model(**EMPTY, model__dropout=0.5)
-    loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[0])
+    loss = jax.jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[0])
     first, again, other = (loss(jax.random.key(seed)) for seed in (0, 0, 1))
     assert first == again != other
     users = user_vectors(retriever)(variables, BATCH, KEY)[:, 0]
@@ -656,7 +655,7 @@ def test_serving_reads_the_states_that_matter(slot, monkeypatch):
     served = []
     for states in (counted, all_states):
         monkeypatch.setattr(t2diff_causal.T2DiffCausal, "_last_states", states)
-        served.append(quick_jit(lambda: (
+        served.append(jax.jit(lambda: (
             retriever.encode_user(variables, CATALOGUE, batch, KEY)[0],
             retriever.generate_items(variables, CATALOGUE, batch, KEY),
         ))())  # fmt: skip
@@ -704,7 +703,7 @@ def test_shared_noise_makes_the_same_intents_for_every_request(slot):
         items = step_items(retriever.net, {"params": variables["params"]}, CATALOGUE, retriever.loss_config, BATCH)
         return retriever.diffuse(variables, CATALOGUE, items, x, states, BATCH, key)
 
-    one, other = (quick_jit(slots)(key) for key in (KEY, jax.random.key(1)))
+    one, other = (jax.jit(slots)(key) for key in (KEY, jax.random.key(1)))
     np.testing.assert_array_equal(one.slots, other.slots)
     # The step has moved the drift's scale, and with it the items.
     again = retriever.generate_items({**variables, "stats": one.stats}, CATALOGUE, BATCH, KEY)
@@ -719,7 +718,7 @@ def test_a_regressor_has_no_noise():
     assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, model()[1]["params"])
     users = encoder(**changes)(variables, BATCH, KEY)
     np.testing.assert_array_equal(users, encoder(**changes)(variables, BATCH, jax.random.key(1)))
-    loss = quick_jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[1][0]["loss_diffusion"])
+    loss = jax.jit(lambda key: retriever.loss(variables, CATALOGUE, BATCH, key)[1][0]["loss_diffusion"])
     assert loss(KEY) == loss(jax.random.key(1)) > 0
 
 
@@ -753,7 +752,7 @@ def test_a_slot_knows_nothing_of_what_comes_after_it(slot):
     x, mask, place = jnp.asarray(normal(1, *VALID.shape, 8)), jnp.asarray(VALID), WINDOW - 3
     noise = jnp.concatenate([jnp.asarray(NOISE), jnp.asarray(normal(5, 8, *VALID.shape, 8))])
 
-    @quick_jit
+    @jax.jit
     def slots(x):
         context = retriever.context(variables, x, x, mask, None)
         return retriever.generate(variables, context, lambda r: noise[r], lambda z: z)
@@ -805,7 +804,7 @@ def test_several_intents_learn_as_a_mixture():
     def loss(params):
         return retriever.loss({**variables, "params": params}, CATALOGUE, BATCH, KEY)
 
-    (value, (metrics, _)), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    (value, (metrics, _)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
     assert set(metrics) == {"loss_tower"}
     gradient = gradients["learned"]
@@ -817,7 +816,7 @@ def test_intents_of_a_training_step_differ_by_their_noise(monkeypatch):
 
     def tower(**changes):
         retriever, variables = model(**changes)
-        return quick_jit(lambda: retriever.loss(variables, CATALOGUE, BATCH, KEY)[1][0]["loss_tower"])()
+        return jax.jit(lambda: retriever.loss(variables, CATALOGUE, BATCH, KEY)[1][0]["loss_tower"])()
 
     assert tower() != tower(diffusion__samples=2)
     monkeypatch.setattr(t2diff_causal, "training_noise", lambda key, shape: lambda r: jnp.asarray(NOISE)[r])
@@ -844,7 +843,7 @@ def test_generated_items_are_those_of_the_slot(slot):
 def test_denoising_reads_the_truth_through_its_noise():
     """At every r z_r holds something of the target; only diffusion has an r."""
     retriever, variables = model()
-    seen = quick_jit(lambda batch, r: retriever.denoise_items(variables, CATALOGUE, batch, KEY, r))
+    seen = jax.jit(lambda batch, r: retriever.denoise_items(variables, CATALOGUE, batch, KEY, r))
     other = {**BATCH, "target": 1 + BATCH["target"] % ITEMS}
     for r in (1, 5):
         assert np.any(seen(BATCH, jnp.int32(r)) != seen(other, jnp.int32(r)))
@@ -863,7 +862,7 @@ def test_bfloat16_is_close_to_float32():
     fresh = jax.eval_shape(low.init, KEY, CATALOGUE, BATCH)
     assert {a.dtype for a in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
-    @quick_jit
+    @jax.jit
     def run(variables):
         loss, (metrics, _) = low.loss(variables, CATALOGUE, BATCH, KEY)
         return loss, metrics, low.encode_user(variables, CATALOGUE, BATCH, KEY)[0]

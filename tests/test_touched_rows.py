@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax.touched_rows import cut_batch, cut_rows, put_rows, touched_rows
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODELS = [
     dict(model__name="t2diff"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import drawn, float64, normal, quick_jit
+from model_cases import drawn, float64, normal
 
 from t2diff_jax.nn.towers import ItemTower, MixedAttention
 
@@ -40,7 +40,7 @@ def uncompiled(user_tower, attend_self, slot, dtype="float32"):
 def case(*options):
     """The same compiled, with the module's arrays as defaults."""
     run, params = uncompiled(*options)
-    compiled = quick_jit(run)
+    compiled = jax.jit(run)
 
     def forward(session=SESSION, history=HISTORY, slot_vector=SLOT, lag=LAG):
         return compiled(session, history, slot_vector, lag)
@@ -109,7 +109,7 @@ def test_rows_do_not_mix():
 @pytest.mark.parametrize("slot", [True, False])
 def test_gradients_are_finite(slot):
     forward, _ = uncompiled("concat", not slot, slot)
-    gradients = quick_jit(jax.grad(lambda *x: (forward(*x, LAG) ** 2).sum(), argnums=(0, 1, 2)))(SESSION, HISTORY, SLOT)
+    gradients = jax.jit(jax.grad(lambda *x: (forward(*x, LAG) ** 2).sum(), argnums=(0, 1, 2)))(SESSION, HISTORY, SLOT)
     session, history, slot_vector = (np.asarray(g) for g in gradients)
     assert all(np.isfinite(g).all() for g in (session, history, slot_vector))
     assert not np.any(session[~IN_SESSION]) and not np.any(history[~IN_HISTORY]) and np.any(slot_vector) == slot
@@ -134,7 +134,7 @@ def test_item_tower():
     p = float64(params)
     hidden = reference.dense(p["dense"], e)
     hidden = np.where(hidden > 0, hidden, np.exp(np.minimum(hidden, 0)) - 1)
-    got = quick_jit(dense.apply)({"params": params}, e)
+    got = jax.jit(dense.apply)({"params": params}, e)
     np.testing.assert_allclose(got, reference.layer_norm(p["norm"], hidden), atol=1e-4)
-    gradient = quick_jit(jax.grad(lambda e: (dense.apply({"params": params}, e) ** 2).sum()))(np.zeros_like(e))
+    gradient = jax.jit(jax.grad(lambda e: (dense.apply({"params": params}, e) ** 2).sum()))(np.zeros_like(e))
     assert np.isfinite(gradient).all()

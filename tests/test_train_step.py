@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compiles  # noqa: F401
 
 from t2diff_jax.sharding import put_batch
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class Runner:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from model_cases import drawn, float64, normal, quick_jit
+from model_cases import drawn, float64, normal
 
 from t2diff_jax.nn.unet import UNet, causal_reach, pool, step_embedding
 
@@ -37,7 +37,7 @@ def params():
     return {**prepare[0], **call[0]}
 
 
-apply = quick_jit(run, static_argnums=0)
+apply = jax.jit(run, static_argnums=0)
 
 
 def test_step_embedding_by_hand():
@@ -59,7 +59,7 @@ def test_how_far_back_the_causal_form_reads(filters):
         | drawn(net.init, z, r, jnp.zeros((1, length, filters[0])), mask)
     }
 
-    @quick_jit
+    @jax.jit
     @jax.jacobian
     def last(z):
         prepared = net.apply(variables, z, mask, method="prepare")
@@ -182,7 +182,7 @@ def test_gradients_are_finite(params, causal):
     def total(params, z, x):
         return (run(causal, params, z, x, R, MASK) ** 2).sum()
 
-    gradients = quick_jit(jax.grad(total, argnums=(0, 1, 2)))(params, Z, X)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, Z, X)
     assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(gradients))
     for gradient in gradients[1:]:
         assert not np.any(np.asarray(gradient)[~MASK])

@@ -30,7 +30,7 @@ def get_config():
     config.data.update(window=12, first_target=6, test_users=0.3, validation_users=0.3)
     config.model.update(dim=8, category_dim=2, content_dim=2, user_feature_dim=2, session_length=4)
     config.model.update(layers=1, hidden=16, activation_hidden=8)
-    config.diffusion.update(steps=6, filters=(8, 8), step_dim=8)
+    config.diffusion.update(steps=6, filters=(8,), step_dim=8)
     config.optim.update(warmup=2, decay="constant")
     config.train.update(steps=8, batch_size=16, log_every=2, eval_every=4, checkpoint_every=2)
     config.eval.update(batch_size=16, ks=(5, 10), noise_keys=2, block=16)
@@ -62,20 +62,11 @@ def build(mesh: tuple[int, int] | None = None, **changes: object) -> experiment_
 
 
 @pytest.fixture(scope="module")
-def quick_compiles():
-    """XLA without most optimisations: for tests that compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
 def shared_compiles(tmp_path_factory):
-    """The commands of a test file compile quickly, and each program once."""
+    """The commands of a test file compile each program once."""
     names = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in names.items():
