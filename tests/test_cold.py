@@ -291,14 +291,10 @@ def run(tmp_path_factory, request):
     """What the command wrote behind a tiny retriever, and what it said."""
     request.getfixturevalue("shared_compiles")
     workdir = tmp_path_factory.mktemp("run")
-    tiny.succeed("train.py", workdir)
-    flags = ["--config.cold.requests=300", "--config.cold.candidates=20", "--config.cold.cutoffs=(5,20)"]
-    flags += [
-        "--config.cold.steps=60",
-        "--config.cold.check_every=20",
-        "--config.cold.keep=(2,)",
-        "--config.cold.hidden=(8,)",
-    ]
+    tiny.succeed("train.py", workdir, "--config.model.name=sasrec")
+    flags = ["--config.model.name=sasrec", "--config.cold.requests=300", "--config.cold.candidates=20"]
+    flags += ["--config.cold.cutoffs=(5,20)", "--config.cold.steps=60", "--config.cold.check_every=20"]
+    flags += ["--config.cold.keep=(2,)", "--config.cold.hidden=(8,)"]
     said = tiny.succeed("prerank.py", workdir, *flags)
     again = tiny.succeed("prerank.py", workdir, *flags)
     return types.SimpleNamespace(result=json.loads((workdir / "prerank.json").read_text()), said=said, again=again)

@@ -131,7 +131,11 @@ def test_two_processes_do_what_one_does(tmp_path, name):
     assert sorted(child.name for child in two.iterdir()) == sorted(child.name for child in one.iterdir())
 
 
-RARELY = ("--config.train.checkpoint_every=1000000", "--config.train.eval_every=1000000")
+RARELY = (
+    "--config.model.name=sasrec",
+    "--config.train.checkpoint_every=1000000",
+    "--config.train.eval_every=1000000",
+)
 
 
 @pytest.fixture(scope="module")
