@@ -16,9 +16,7 @@ from t2diff_jax.data.batches import evaluation_batches
 from t2diff_jax.program_cost import collectives_of
 from t2diff_jax.sharding import put_batch
 
-pytestmark = [
-    pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices"),
-]
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 UNSEEN = {"loss__exclude_seen": True, "eval__exclude_seen": True}
 MODELS = {
     "t2diff": {"model__name": "t2diff"},
@@ -39,9 +37,7 @@ STEPS = 20
 
 
 def experiment(name, mesh):
-    return dataclasses.replace(
-        tiny.build(mesh, diffusion__filters=(8,), **MODELS[name]), tx=optax.sgd(0.05, momentum=0.9)
-    )
+    return dataclasses.replace(tiny.build(mesh, **MODELS[name]), tx=optax.sgd(0.05, momentum=0.9))
 
 
 def train(parts, state):

@@ -131,18 +131,15 @@ def test_two_processes_do_what_one_does(tmp_path, name):
     assert sorted(child.name for child in two.iterdir()) == sorted(child.name for child in one.iterdir())
 
 
-RARELY = (
-    "--config.model.name=sasrec",
-    "--config.train.checkpoint_every=1000000",
-    "--config.train.eval_every=1000000",
-)
+# How processes end, and what they leave, does not depend on the model.
+FLAGS = ("--config.model.name=sasrec", "--config.train.checkpoint_every=1000000", "--config.train.eval_every=1000000")
 
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
     """A workdir that has saved step 2."""
     workdir = tmp_path_factory.mktemp("runs") / "two_steps"
-    tiny.succeed("train.py", workdir, *RARELY, "--config.train.steps=2", "--config.eval.popularity=False", devices=4)
+    tiny.succeed("train.py", workdir, *FLAGS, "--config.train.steps=2", "--config.eval.popularity=False", devices=4)
     return workdir
 
 
@@ -152,7 +149,7 @@ def two_that_train(tmp_path, two_steps):
     workdir = tmp_path / "run"
     shutil.copytree(two_steps, workdir)
     before = len(tiny.metrics(workdir))
-    running = start(commands("train.py", workdir, *RARELY, "--heartbeat=20", "--config.train.steps=1000000"))
+    running = start(commands("train.py", workdir, *FLAGS, "--heartbeat=20", "--config.train.steps=1000000"))
     deadline = time.monotonic() + 300
     while len(tiny.metrics(workdir)) < before + 3 and time.monotonic() < deadline:
         assert all(process.poll() is None for process in running), running[0].communicate()
@@ -173,7 +170,7 @@ def test_sigterm_to_one_ends_all_with_one_checkpoint(two_that_train):
     Before it comes, two others that start in the same workdir end both with a message.
     """
     workdir, running = two_that_train
-    others = start(commands("train.py", workdir, *RARELY, "--heartbeat=20", "--config.train.steps=1000000"))
+    others = start(commands("train.py", workdir, *FLAGS, "--heartbeat=20", "--config.train.steps=1000000"))
     told = [process.communicate(timeout=300)[1] for process in others]
     assert [process.returncode for process in others] == [1, 1], told
     assert f"in use by another training (process {running[0].pid} on " in told[0] and "process 0 says which" in told[1]
@@ -184,7 +181,7 @@ def test_sigterm_to_one_ends_all_with_one_checkpoint(two_that_train):
     last = saved(workdir)[-1]
     assert all(f"stopped by SIGTERM; step {last} is saved" in text for text in told)
     more = f"--config.train.steps={last + 2}"
-    assert f"resuming from step {last}" in tiny.succeed("train.py", workdir, *RARELY, more, devices=4)
+    assert f"resuming from step {last}" in tiny.succeed("train.py", workdir, *FLAGS, more, devices=4)
     assert saved(workdir)[-1] == last + 2
 
 
@@ -197,6 +194,6 @@ def test_one_that_is_killed_ends_all_with_a_message(two_that_train):
     # Once in many times the CPU's collectives abort in their own code, before any of ours learns of it.
     assert re.search("another process of this run has ended|another task died|gloo::EnforceNotMet", told), told
     assert saved(workdir) == [2]
-    lines = commands("train.py", workdir, *RARELY, "--config.train.steps=4", processes=4)
+    lines = commands("train.py", workdir, *FLAGS, "--config.train.steps=4", processes=4)
     outputs = succeed(lines, devices=1)
     assert "resuming from step 2" in outputs[0] and saved(workdir) == [2, 4]
