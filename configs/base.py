@@ -92,7 +92,8 @@ def get_config() -> ConfigDict:
             dropout=0.1,
             # share of the behaviours that training hides whole; not t2diff, bert4rec, diffurec, towers and interests
             behaviour_dropout=0.0,
-            # learned (counted from the newest behaviour) | rotary (relative): of models with attention over the window
+            # learned (counted from the newest behaviour) | rotary (relative): of models with attention over the window;
+            # hstu has learned ones in any case
             positions="learned",
             vectors=1,  # sasrec to hstu: vectors of a user, learned as a mixture (loss.merge)
             # t2diff_causal, sasrec to hstu, contrast_vae, diffurec: user vectors are multiplied by it. Where a layer

@@ -397,8 +397,9 @@ def test_a_scan_may_be_cut():
 @pytest.mark.parametrize("sizes", [PLAIN, SIZES])
 def test_hstu_by_hand(sizes):
     p, x, batch, states = run_encoder("hstu", sizes)
-    h = reference.swish(reference.dense(p["into_0"], reference.layer_norm(p["norm_0"], x)))
-    gate, v, q, k = np.split(h, 4, axis=-1)
+    x = x + p["positions"]
+    h = reference.layer_norm(p["norm_0"], x)
+    gate, v, q, k = (reference.swish(h @ p[f"{name}_0"]["kernel"]) for name in ("gate", "value", "query", "key"))
     expected = np.zeros_like(x)
     for b, valid in enumerate(np.asarray(batch["history"]) > 0):
         for j in np.flatnonzero(valid):
@@ -523,7 +524,7 @@ def test_stosa_scores_are_distances():
         ("gru4rec", 2 * 3 * (8 * 8 + 8) + (8 * 8 + 8)),
         ("caser", sum(h * 8 * 3 + 3 for h in range(1, 7)) + 6 * 2 + (6 * 3 + 2 * 8) * 8 + 8 + (8 * 8 + 8)),
         ("mamba4rec", 8 * 32 + (4 * 16 + 16) + 16 * 7 + (16 + 16) + 16 * 3 + 16 + 16 * 8 + 2 * (8 * 8 + 8) + 4 * 8),
-        ("hstu", 3 * 2 * 8 + 8 * 32 + (8 * 8 + 8) + 6),
+        ("hstu", 6 * 8 + 3 * 2 * 8 + 4 * 8 * 8 + (8 * 8 + 8) + 6),
         ("stosa", 2 * (6 * 8 + 3 * 2 * 8 + 3 * (8 * 8 + 8) + (8 * 8 + 8) + 2 * (8 * 8 + 8))),
         ("two_tower", (16 * 8 + 8) + (8 * 8 + 8)),
     ],

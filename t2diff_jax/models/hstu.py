@@ -28,7 +28,8 @@ class HSTUEncoder(nn.Module):
     """x + f2(norm(A V) * U) per layer, with U, V, Q, K = silu(f1(norm(x))) and A = silu(Q K' + bias) / n; a last norm.
 
     n is the number of behaviours that a place sees: weights are not normed against each other, so how many alike there
-    are is not lost.
+    are is not lost. Learned positions, counted from the window's end, are added to the inputs, whatever
+    `model.positions` says. f1 is four maps: as one it would be orthogonalised as one matrix by Muon.
     """
 
     layers: int
@@ -42,11 +43,14 @@ class HSTUEncoder(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, seconds: jax.Array | None, *, deterministic: bool) -> jax.Array:
         drop, (_, length, width) = nn.Dropout(self.dropout, deterministic=deterministic), x.shape
         count = jnp.maximum(mask.sum(axis=-1), 1)[:, :, None].astype(self.dtype)
-        x = drop(x)
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.window, width))
+        x = drop(x + positions[None, self.window - length :].astype(x.dtype))
         for i in range(self.layers):
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x)
-            h = nn.silu(nn.Dense(4 * width, use_bias=False, dtype=self.dtype, name=f"into_{i}")(h))
-            gate, *parts = jnp.split(h, 4, axis=-1)
+            gate, *parts = (
+                nn.silu(nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"{name}_{i}")(h))
+                for name in ("gate", "value", "query", "key")
+            )
             v, q, k = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
             weights = jnp.einsum("bphe,blhe->bhpl", q, k) + self._bias(i, length, seconds)
             weights = jnp.where(mask[:, None], nn.silu(weights), 0)
