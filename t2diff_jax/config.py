@@ -177,6 +177,7 @@ class ModelConfig:
     hidden: int
     dropout: float
     behaviour_dropout: float
+    length_features: int
     positions: typing.Literal["learned", "rotary"]
     vectors: int
     user_scale: float
