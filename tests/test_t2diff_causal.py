@@ -793,7 +793,7 @@ def test_several_intents_learn_as_a_mixture():
     retriever, variables = model(model__slot="learned", diffusion__samples=2)
     net = functools.partial(retriever.net.apply, {"params": variables["params"]})
     x = net(BATCH["history"], CATALOGUE, method="embed")
-    states, args = net(x, BATCH["history"], method="encode", deterministic=True), dict(last=False, deterministic=True)
+    states, args = net(x, BATCH, method="encode", deterministic=True), dict(last=False, deterministic=True)
     slots = [jnp.broadcast_to(v, x.shape) for v in variables["params"]["learned"]]
     users = np.stack([net(x, states, slot, BATCH, method="user", **args) for slot in slots])
     scores = users @ np.asarray(retriever.encode_items(variables, CATALOGUE)).T
