@@ -105,8 +105,8 @@ class HistoryLength(nn.Module):
             return x
         length = x.shape[1]
         n = jnp.clip(position[:, None] - length + 1 + jnp.arange(length)[None], 0, 4095)
-        octaves = jnp.log2(1.0 + n) / 12
-        waves = jnp.cos(jnp.pi * octaves[..., None] * jnp.arange(1, self.features + 1)[None, None])
+        angle = jnp.pi / 12 * jnp.log2(1.0 + n)
+        waves = jnp.cos(angle[..., None] * jnp.arange(1, self.features + 1)[None, None])
         return x + nn.Dense(x.shape[-1], name="waves")(waves).astype(x.dtype)
 
 
