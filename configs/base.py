@@ -92,8 +92,6 @@ def get_config() -> ConfigDict:
             dropout=0.1,
             # share of the behaviours that training hides whole; not t2diff, bert4rec, diffurec, towers and interests
             behaviour_dropout=0.0,
-            # waves that tell the encoder how many behaviours a user has had; models as above but stosa; 0: not told
-            length_features=0,
             # learned (counted from the newest behaviour) | rotary (relative): of models with attention over the window;
             # hstu has learned ones in any case
             positions="learned",

@@ -177,7 +177,6 @@ class ModelConfig:
     hidden: int
     dropout: float
     behaviour_dropout: float
-    length_features: int
     positions: typing.Literal["learned", "rotary"]
     vectors: int
     user_scale: float

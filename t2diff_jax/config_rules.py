@@ -11,9 +11,8 @@ Rules = list[tuple[bool, str, str]]
 WITH_SLOT = ("t2diff", "t2diff_causal")
 OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
-# What `model.behaviour_dropout` is for, and but for stosa `model.length_features`.
+# What `model.behaviour_dropout` is for.
 HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu", "stosa", "contrast_vae")
-TOLD_LENGTH = tuple(name for name in HIDING if name != "stosa")
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 
@@ -100,12 +99,6 @@ def model_rules(c: "Config") -> Rules:
             "is for all models but t2diff, which is the paper's form",
         ),
         (m.row_multiple >= 1, "model.row_multiple", "must be at least 1"),
-        (m.length_features >= 0, "model.length_features", "must not be negative"),
-        (
-            m.length_features == 0 or m.name in TOLD_LENGTH,
-            "model.length_features",
-            f"is for {', '.join(TOLD_LENGTH)}; must be 0 for other models",
-        ),
         (m.vectors >= 1, "model.vectors", "must be at least 1"),
         (
             m.vectors == 1 or m.name in _MIXTURES,

@@ -21,8 +21,7 @@ Variables = Mapping[str, Any]  # {"params": Params, "stats": running statistics}
 #   target          int32 [B]     the next positive item; never read by `encode_user`
 #   weight          float32 [B]   1 for an example, 0 for a row that only fills the batch
 #   user            int32 [B]     user row in the log; names the evaluation noise
-#   position        int32 [B]     how many behaviours of the user come before the target; names the evaluation
-#                                 noise
+#   position        int32 [B]     position of the target in the user's behaviours; names the evaluation noise
 #   age             int32 [B, L]  seconds from a behaviour to the request; present where times are real
 #   user_features   int32 [B, F]  categorical user features; present where the log has them
 #   negatives       int32 [m]     drawn items, shared by all; present in training with the sampled softmax

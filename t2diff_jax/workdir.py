@@ -32,7 +32,7 @@ _LOCK = "lock"
 # Evaluation may change how a model was trained and is measured, not what it is and what it was trained on.
 _NOT_MODEL = ("train.", "optim.", "data.path", "diffusion.sampler", *(f"{name}." for name in ASIDE))
 # What versions before these keys of `model` did.
-_BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0, "behaviour_dropout": 0.0, "length_features": 0}
+_BEFORE_IN_MODEL = {"user_scale": 1.0, "sketch_dropout": 0.0, "behaviour_dropout": 0.0}
 _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 # Of the section `data`: what the log holds depends on them, and on the files.
 _OF_LOG = ("source", "min_user_count", "min_item_count", "categories", "user_features", "content", "real_times")

@@ -197,8 +197,6 @@ RULES = [
         "model.behaviour_dropout",
         {"model.name": "t2diff_causal", "model.behaviour_dropout": 0.1, "diffusion.target": "drift"},
     ),
-    ("model.length_features", {"model.name": "sasrec", "model.length_features": -1}),
-    *(("model.length_features", {"model.name": name, "model.length_features": 4}) for name in ("t2diff", "stosa")),
     *(("model.sketch_dropout", {"model.sketch_dropout": rate}) for rate in (-0.1, 1.0)),
     ("diffusion.steps", {"diffusion.steps": 0}),
     ("diffusion.sampler_steps", {"diffusion.sampler_steps": 51}),

@@ -7,7 +7,7 @@ import pytest
 from model_cases import ITEMS, PLAIN, SIZES, drawn, make_catalogue, normal, put, small_config
 
 from t2diff_jax.models.objective import item_embedding
-from t2diff_jax.nn.embeddings import BehaviourDropout, HistoryLength, ItemEmbedding, UserFeatures, is_item
+from t2diff_jax.nn.embeddings import BehaviourDropout, ItemEmbedding, UserFeatures, is_item
 from t2diff_jax.types import Catalogue
 
 HAND = {
@@ -112,18 +112,3 @@ def test_behaviours_are_hidden_in_training():
         assert not np.any(h & (np.asarray(history) == 0))
         np.testing.assert_allclose(jax.grad(lambda b, s: hide(b, s).sum())(blank, seed), [h.sum()] * 2)
     assert net.apply({"params": {"blank": blank}}, x, history, deterministic=True) is x
-
-
-def test_history_length_by_hand():
-    """A user's second and third behaviour, after padding, and a window that ends with the 4,097th and 4,098th."""
-    net, x = HistoryLength(2), jnp.asarray(normal(0, 2, 3, 4))
-    kernel, bias = normal(1, 2, 4), normal(2, 4)
-    params = {"params": {"waves": {"kernel": kernel, "bias": bias}}}
-    added = np.asarray(jax.jit(net.apply)(params, x, jnp.array([2, 4098]))) - x
-    for row, place, n in ((0, 1, 1), (0, 2, 2), (1, 1, 4095), (1, 2, 4095)):
-        angle = np.pi * np.log2(1 + n) / 12
-        expected = np.cos(angle) * kernel[0] + np.cos(2 * angle) * kernel[1] + bias
-        np.testing.assert_allclose(added[row, place], expected, atol=1e-5)
-    without = HistoryLength(0)
-    assert without.init(jax.random.key(0), x, jnp.array([2, 4])) == {}
-    np.testing.assert_array_equal(without.apply({}, x, jnp.array([2, 4])), x)

@@ -17,7 +17,7 @@ from model_cases import (
     small_config,
 )
 
-from t2diff_jax.config_rules import HIDING, MODELS, TOLD_LENGTH
+from t2diff_jax.config_rules import HIDING, MODELS
 from t2diff_jax.models import build_retriever
 from t2diff_jax.types import Retriever
 
@@ -69,35 +69,6 @@ def test_hidden_behaviours_concern_training_alone(name):
     np.testing.assert_allclose(users, expected, atol=1e-4)
     assert abs(loss - other) > 1e-3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.all(np.abs(gradient["behaviour_dropout"]["blank"]) > 1e-6)
-
-
-@pytest.mark.parametrize("name", TOLD_LENGTH)
-def test_how_many_behaviours_there_were_reaches_the_user(name):
-    """The same window after a longer history makes another user where the model is told of it, and learns from it."""
-    catalogue, key = make_catalogue(PLAIN), jax.random.key(0)
-    batch = make_batch(sizes=PLAIN)
-    longer = {**batch, "position": batch["position"] + 40}
-    slot = {"model__slot": "empty"} if name == "t2diff_causal" else {}  # whose noise the position names
-    for features in (0, 3):
-        config = small_config(model__name=name, model__length_features=features, **slot)
-        retriever = build_retriever(config, PLAIN)
-        params = drawn(retriever.init, catalogue, batch)
-
-        @jax.jit
-        def run(params, batch, retriever=retriever):
-            def loss(params):
-                return retriever.loss({"params": params, "stats": STATS}, catalogue, batch, key)[0]
-
-            users = retriever.encode_user({"params": params, "stats": STATS}, catalogue, batch, key)[0]
-            return users, jax.grad(loss)(params)
-
-        (users, gradient), (others, _) = run(params, batch), run(params, longer)
-        if features == 0:
-            assert "history_length" not in params
-            np.testing.assert_array_equal(users, others)
-        else:
-            assert np.all(np.abs(users - others).max(axis=(1, 2))[np.any(batch["history"], axis=1)] > 1e-4)
-            assert np.all(np.abs(gradient["history_length"]["waves"]["kernel"]).max(axis=1) > 1e-6)
 
 
 MIDWAY = STATS | {"met": jnp.zeros(SIZES.users)}  # what models keep beside parameters, each its own

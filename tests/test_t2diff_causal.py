@@ -79,7 +79,7 @@ def every_position(**changes):
             return retriever.net.apply({"params": variables["params"]}, *args, method=method, **options)
 
         x, slots = apply("embed", batch["history"], CATALOGUE), None
-        states = apply("encode", x, batch, deterministic=True)
+        states = apply("encode", x, batch["history"], deterministic=True)
         if retriever.model.slot != "empty":
             context = retriever.context(variables, x, states, batch["history"] > 0, None)
             settle = retriever.settle(variables, CATALOGUE, context, batch["history"])
@@ -131,7 +131,6 @@ def cut_after(p, batch, variables, noise):
     age = np.asarray(batch["age"])
     request = age[:, p + 1, None] if shift else 0
     cut = {**batch, "history": moved(batch["history"]), "age": moved(np.maximum(age - request, 0))}
-    cut["position"] = np.maximum(batch["position"] - shift, 0)
     cut["session_length"] = np.minimum((cut["history"] > 0).sum(axis=1), 3).astype(np.int32)
     if "positions" in variables["params"]["encoder"]:
         variables = put(variables, POSITIONS, lambda x: jnp.roll(x, shift, axis=0))
@@ -148,7 +147,6 @@ def cut_after(p, batch, variables, noise):
         {**EMPTY, **ROTARY},
         {**ROTARY, **SKETCH},
         {"diffusion__target": "item"},
-        {**ROTARY, **EMPTY, "model__length_features": 3},
         {"model__slot": "regressor"},
         CATALOGUE_MEAN,
         {**CATALOGUE_MEAN, "model__slot": "regressor", "diffusion__sampler_steps": 1, "loss__exclude_seen": False},
@@ -163,7 +161,6 @@ def cut_after(p, batch, variables, noise):
         "rotary empty",
         "sketch",
         "item",
-        "told of the history's length",
         "regressor",
         "catalogue",
         "regressor of the catalogue",
@@ -397,7 +394,7 @@ def test_padded_vectors_reach_no_slot_and_no_user():
     @jax.jit
     def run(x):
         args, options = {"params": variables["params"]}, {"deterministic": True}
-        states = retriever.net.apply(args, x, BATCH, method="encode", **options)
+        states = retriever.net.apply(args, x, BATCH["history"], method="encode", **options)
         context = retriever.context(variables, x, states, jnp.asarray(VALID), None)
         slots = retriever.generate(variables, context, lambda r: jnp.asarray(NOISE)[r], lambda z: z)
         users = retriever.net.apply(args, x, states, slots, BATCH, method="user", last=False, **options)
@@ -652,8 +649,8 @@ def test_serving_reads_the_states_that_matter(slot, monkeypatch):
         read.append(some(*args))
         return read[-1]
 
-    def all_states(self, variables, x, batch):
-        return self._apply(variables, "encode", x, batch, deterministic=True)
+    def all_states(self, variables, x, history):
+        return self._apply(variables, "encode", x, history, deterministic=True)
 
     served = []
     for states in (counted, all_states):
@@ -702,7 +699,7 @@ def test_shared_noise_makes_the_same_intents_for_every_request(slot):
     def slots(key):
         net = functools.partial(retriever.net.apply, {"params": variables["params"]})
         x = net(BATCH["history"], CATALOGUE, method="embed")
-        states = net(x, BATCH, method="encode", deterministic=True)
+        states = net(x, BATCH["history"], method="encode", deterministic=True)
         items = step_items(retriever.net, {"params": variables["params"]}, CATALOGUE, retriever.loss_config, BATCH)
         return retriever.diffuse(variables, CATALOGUE, items, x, states, BATCH, key)
 
@@ -793,7 +790,7 @@ def test_several_intents_learn_as_a_mixture():
     retriever, variables = model(model__slot="learned", diffusion__samples=2)
     net = functools.partial(retriever.net.apply, {"params": variables["params"]})
     x = net(BATCH["history"], CATALOGUE, method="embed")
-    states, args = net(x, BATCH, method="encode", deterministic=True), dict(last=False, deterministic=True)
+    states, args = net(x, BATCH["history"], method="encode", deterministic=True), dict(last=False, deterministic=True)
     slots = [jnp.broadcast_to(v, x.shape) for v in variables["params"]["learned"]]
     users = np.stack([net(x, states, slot, BATCH, method="user", **args) for slot in slots])
     scores = users @ np.asarray(retriever.encode_items(variables, CATALOGUE)).T
@@ -836,7 +833,7 @@ def test_generated_items_are_those_of_the_slot(slot):
     assert generated.shape == (5, 1 if slot == "regressor" else 2, 8) and np.isfinite(generated).all()
     net = functools.partial(retriever.net.apply, {"params": variables["params"]})
     x = net(BATCH["history"], CATALOGUE, method="embed")
-    states = net(x, BATCH, method="encode", deterministic=True)
+    states = net(x, BATCH["history"], method="encode", deterministic=True)
     args = dict(method="user", last=True, deterministic=True)
     users = np.concatenate([net(x, states, generated[:, m, None], BATCH, **args) for m in range(generated.shape[1])], 1)
     np.testing.assert_allclose(users, encoder(**changes)(variables, BATCH, KEY), atol=3e-5, rtol=1e-4)

@@ -65,7 +65,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     del stored["config"]["auto"], stored["config"]["eval"]["search_recall"], stored["config"]["model"]["interests"]
     del stored["config"]["model"]["mamba"]["chunk"], stored["config"]["model"]["bert4rec"]
     stored["config"]["model"]["bert_masked"] = 0.2
-    for name in ("user_scale", "sketch_dropout", "behaviour_dropout", "length_features"):
+    for name in ("user_scale", "sketch_dropout", "behaviour_dropout"):
         del stored["config"]["model"][name]
     stored["config"]["dry_run"]["items"] = stored["config"]["dry_run"].pop("n_items")
     path.write_text(json.dumps(stored))

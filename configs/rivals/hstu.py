@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/hstu.py --config.data.path=DIR --workdir runs/hstu
 
-53 minutes on one CPU core. Test, seed 0 (commit 1f61d91, the depth a flag): HR@10 .338, NDCG@10 .198; without learned
+50 minutes on one CPU core. Test, seed 0 (commit 1f61d91, the depth a flag): HR@10 .338, NDCG@10 .198; without learned
 positions and with two blocks, means of seeds 0 to 2 (commit 198a3f1), .331, .194; published, base: .310, .172, large:
 .329, .189 (on re-ordered ties, with times, of which this row knows only the order).
 """

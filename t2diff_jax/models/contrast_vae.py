@@ -61,7 +61,7 @@ class ContrastVAENet(SequentialNet):
     def view(self, x: jax.Array, batch: Batch) -> View:
         """One draw for training, with the random streams "dropout" and "latent"; x: e(i) of the behaviours."""
         x, causal = self.behaviour_dropout(x, batch["history"], deterministic=False), causal_mask(batch)
-        h = self.encoder(self.inputs(x, batch), causal, deterministic=False)
+        h = self.encoder(self.item_norm(x), causal, deterministic=False)
         mean, log_variance = self.mean(h), jnp.clip(self.log_variance(h), -10, 10)
         noise = jax.random.normal(self.make_rng("latent"), mean.shape)
         latent = mean + jnp.exp(log_variance / 2) * noise

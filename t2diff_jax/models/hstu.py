@@ -44,7 +44,7 @@ class HSTUEncoder(nn.Module):
         drop, (_, length, width) = nn.Dropout(self.dropout, deterministic=deterministic), x.shape
         count = jnp.maximum(mask.sum(axis=-1), 1)[:, :, None].astype(self.dtype)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.window, width))
-        x = drop(x + positions[None, self.window - length :].astype(x.dtype))
+        x = drop(x + positions[None].astype(x.dtype))
         for i in range(self.layers):
             h = nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x)
             gate, *parts = (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from t2diff_jax.config import LossConfig, ModelConfig
 from t2diff_jax.models.objective import item_embedding, next_items, step_items
 from t2diff_jax.models.visible import latest
-from t2diff_jax.nn.embeddings import BehaviourDropout, HistoryLength, UserFeatures
+from t2diff_jax.nn.embeddings import BehaviourDropout, UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.types import Batch, Catalogue, Sizes, Variables
 
@@ -47,7 +47,6 @@ class SequentialNet(nn.Module):
         self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of an encoder, which would drown them.
         self.item_norm = nn.LayerNorm(dtype=dtype)
-        self.history_length = HistoryLength(m.length_features)
         self.encoder = self.make_encoder()
         if m.sketch_dim:
             self.sketch = HistorySketch(self.sizes.rows, m.sketch_dim, m.sketch_dropout)
@@ -74,19 +73,15 @@ class SequentialNet(nn.Module):
         scored = self.scored(e, ids)
         return jnp.concatenate([scored, self.sketch.signatures(ids)], axis=-1) if self.model.sketch_dim else scored
 
-    def inputs(self, x: jax.Array, batch: Batch) -> jax.Array:
-        """What the encoder reads of e(i) of the behaviours, [B, L, D]."""
-        return self.history_length(self.item_norm(x), batch["position"])
-
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """M user vectors after every behaviour, float32 [B, L, M, U]: the state, plus a linear map of it for M > 1."""
         x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
-        h = self.encode(self.inputs(x, batch), batch, deterministic=deterministic)
+        h = self.encode(self.item_norm(x), batch, deterministic=deterministic)
         return self.user_of_states(h, x, batch, deterministic=deterministic)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
         """Of these the vectors of the last place, for serving, [B, 1, M, U]."""
-        return self.user_of_states(self.encode_last(self.inputs(x, batch), batch), x, batch, deterministic=True)
+        return self.user_of_states(self.encode_last(self.item_norm(x), batch), x, batch, deterministic=True)
 
     def user_of_states(self, h: jax.Array, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """User vectors [B, P, M, U] of the encoder's last states h [B, P, D]; x: e(i) of the behaviours."""

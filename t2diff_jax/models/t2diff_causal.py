@@ -80,7 +80,7 @@ class T2DiffCausal:
         """User vectors [B, M, U] from M intents; noise is named by (key, user, position, intent), or by the intent."""
         history = batch["history"]
         x = self._apply(variables, "embed", history, catalogue)
-        states = self._last_states(variables, x, batch)
+        states = self._last_states(variables, x, history)
         args = dict(last=True, deterministic=True)
         if self.model.slot == "empty":
             users = self._apply(variables, "user", x, states, None, batch, **args)
@@ -105,7 +105,7 @@ class T2DiffCausal:
         if self.model.slot in ("empty", "learned", "oracle"):
             return None
         x = self._apply(variables, "embed", batch["history"], catalogue)
-        states = self._last_states(variables, x, batch)
+        states = self._last_states(variables, x, batch["history"])
         return self._intents(variables, catalogue, x, states, batch, key)
 
     def denoise_items(
@@ -116,7 +116,7 @@ class T2DiffCausal:
             return None
         history, scale = batch["history"], drift_scale(variables["stats"])
         x, target = (self._apply(variables, "embed", batch[name], catalogue) for name in ("history", "target"))
-        states = self._apply(variables, "encode", x, batch, deterministic=True)
+        states = self._apply(variables, "encode", x, history, deterministic=True)
         context = jax.tree.map(lambda a: a[:, -1:], self.context(variables, x, states, history > 0, None))
         z0, r = clean(self.diffusion, x, target)[:, -1:] / scale, r.reshape(1, 1)
         noise = noise_per_user(rng.per_user(key, batch["user"], batch["position"]), jnp.int32(0), z0.shape)
@@ -158,12 +158,12 @@ class T2DiffCausal:
 
         return mean
 
-    def _last_states(self, variables: Variables, x: jax.Array, batch: Batch) -> jax.Array:
+    def _last_states(self, variables: Variables, x: jax.Array, history: jax.Array) -> jax.Array:
         """Those that serving reads, [B, S, D]: the session's, and as many as the U-Net reaches back to."""
         read = self.model.session_length
         if self.model.slot in READS_STATES:
             read = max(read, 1 + causal_reach(self.diffusion.filters))
-        return self._apply(variables, "encode", x, batch, deterministic=True, last=min(read, x.shape[1]))
+        return self._apply(variables, "encode", x, history, deterministic=True, last=min(read, x.shape[1]))
 
     def _intents(
         self,
@@ -198,7 +198,7 @@ class T2DiffCausal:
         history = batch["history"]
         hiding = {"dropout": jax.random.fold_in(key_encoder, 0)}
         x = self._apply(variables, "hide", items.lookup(history), history, deterministic=False, rngs=hiding)
-        states = self._apply(variables, "encode", x, batch, deterministic=False, rngs={"dropout": key_encoder})
+        states = self._apply(variables, "encode", x, history, deterministic=False, rngs={"dropout": key_encoder})
         match self.model.slot:
             case "empty":
                 filled = Generated(None, jnp.zeros(()), variables["stats"])

@@ -9,7 +9,7 @@ from t2diff_jax.models.objective import item_embedding
 from t2diff_jax.models.visible import past_and_session, seconds_to_request
 from t2diff_jax.nn.attention import SlotAttention, TargetAttention, TransformerEncoder, lag_bucket
 from t2diff_jax.nn.denoiser import Denoiser, WindowDenoiser
-from t2diff_jax.nn.embeddings import BehaviourDropout, HistoryLength, UserFeatures
+from t2diff_jax.nn.embeddings import BehaviourDropout, UserFeatures
 from t2diff_jax.nn.sketch import HistorySketch
 from t2diff_jax.nn.towers import ItemTower
 from t2diff_jax.nn.unet import UNet
@@ -32,7 +32,6 @@ class T2DiffCausalNet(nn.Module):
         self.behaviour_dropout = BehaviourDropout(m.behaviour_dropout, m.init_sd)
         # Item vectors are small beside the states of a transformer, which would drown behaviours and slots.
         self.item_norm = nn.LayerNorm(dtype=dtype)
-        self.history_length = HistoryLength(m.length_features)
         self.encoder = TransformerEncoder(m.layers, m.heads, m.hidden, m.dropout, rotary, dtype)
         self.session = SlotAttention(m.heads, m.hidden, m.dropout, rotary, dtype)
         self.target_attention = TargetAttention(m.activation_hidden, LAG_BUCKETS if self.sizes.lags else 0, dtype)
@@ -86,12 +85,11 @@ class T2DiffCausalNet(nn.Module):
             return self.item_tower(e)
         return jnp.concatenate([self.item_tower(e), self.sketch.signatures(ids)], axis=-1)
 
-    def encode(self, x: jax.Array, batch: Batch, *, deterministic: bool, last: int = 0) -> jax.Array:
+    def encode(self, x: jax.Array, history: jax.Array, *, deterministic: bool, last: int = 0) -> jax.Array:
         """States of the causal transformer, [B, L, D], or of the `last` places alone if positive."""
-        valid = batch["history"] > 0
+        valid = history > 0
         causal = jnp.tri(valid.shape[1], dtype=bool)[None] & valid[:, None, :]
-        inputs = self.history_length(self.item_norm(x), batch["position"])
-        return self.encoder(inputs, causal, deterministic=deterministic, last=last)
+        return self.encoder(self.item_norm(x), causal, deterministic=deterministic, last=last)
 
     def condition(self, x: jax.Array, states: jax.Array, mask: jax.Array, *, deterministic: bool) -> jax.Array:
         """All that the estimator knows at the places of the states, [B, S, D]: what does not depend on r.
@@ -168,7 +166,7 @@ class T2DiffCausalNet(nn.Module):
         """Touches every parameter, for `init`."""
         x, mask = self.embed(batch["history"], catalogue), batch["history"] > 0
         x = self.hide(x, batch["history"], deterministic=True)
-        states, slots = self.encode(x, batch, deterministic=True), None
+        states, slots = self.encode(x, batch["history"], deterministic=True), None
         if self.model.slot != "empty":
             slots = self._touch_generator(x, states, mask)
         users = self.user(x, states, slots, batch, last=False, deterministic=True)

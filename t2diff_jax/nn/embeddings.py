@@ -89,27 +89,6 @@ class BehaviourDropout(nn.Module):
         return jnp.where(hidden[..., None], blank[None, None], x)
 
 
-class HistoryLength(nn.Module):
-    """Adds to x how many behaviours a user has had up to each place, which window and relative positions cannot tell.
-
-    A linear map of cos(pi k log2(1 + n) / 12), k = 1 to `features`, of n behaviours: n is told apart the finer the
-    smaller it is; more than 4,095 count as so many. With no features nothing is added.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], position: Int[Array, " B"]) -> Float[Array, "B L D"]:
-        """x of the behaviours before `position`, the number of behaviours that the user had before the request."""
-        if self.features == 0:
-            return x
-        length = x.shape[1]
-        n = jnp.clip(position[:, None] - length + 1 + jnp.arange(length)[None], 0, 4095)
-        angle = jnp.pi / 12 * jnp.log2(1.0 + n)
-        waves = jnp.cos(angle[..., None] * jnp.arange(1, self.features + 1)[None, None])
-        return x + nn.Dense(x.shape[-1], name="waves")(waves).astype(x.dtype)
-
-
 class UserFeatures(nn.Module):
     """Concatenated embeddings of the categorical user features; id 0 is "unknown"."""
 
