@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
             heads=2,
             hidden=256,  # width inside the feed-forward layers (gru4rec: of its states)
             dropout=0.1,
-            # share of the behaviours that training hides whole; not t2diff, bert4rec, diffurec, towers and interests
+            # share of the behaviours that training hides whole; not for t2diff, bert4rec, diffurec
             behaviour_dropout=0.0,
             # learned (counted from the newest behaviour) | rotary (relative): of models with attention over the window;
             # hstu has learned ones in any case

@@ -13,6 +13,7 @@ OF_INTERESTS = ("mind", "comirec_sa", "comirec_dr", "drim", "mtmi")
 _MIXTURES = ("sasrec", "bert4rec", "gru4rec", "caser", "mamba4rec", "hstu")  # what `model.vectors` is for
 # What `model.behaviour_dropout` is for.
 HIDING = ("t2diff_causal", "sasrec", "gru4rec", "caser", "mamba4rec", "hstu", "stosa", "contrast_vae")
+HIDING += ("two_tower", "dat", *OF_INTERESTS)
 _SCALED = ("t2diff_causal", *_MIXTURES, "contrast_vae", "diffurec")  # what `model.user_scale` is for
 MODELS = (*WITH_SLOT, *_MIXTURES, "stosa", "contrast_vae", "diffurec", "two_tower", "dat", *OF_INTERESTS)
 

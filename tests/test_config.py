@@ -191,7 +191,7 @@ RULES = [
     *(("model.behaviour_dropout", {"model.name": "sasrec", "model.behaviour_dropout": rate}) for rate in (-0.1, 1.0)),
     *(
         ("model.behaviour_dropout", {"model.name": name, "model.behaviour_dropout": 0.1})
-        for name in ("t2diff", "bert4rec")
+        for name in ("t2diff", "bert4rec", "diffurec")
     ),
     (
         "model.behaviour_dropout",

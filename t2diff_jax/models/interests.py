@@ -30,6 +30,7 @@ class InterestNet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The K vectors, user features added to each, float32 [B, L, K, U]."""
+        x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
         users = self.interests(self.item_norm(x), batch, deterministic=deterministic)
         return self.with_profile(users, x, batch, deterministic=deterministic)
 

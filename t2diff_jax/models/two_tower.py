@@ -29,6 +29,7 @@ class TwoTowerNet(SequentialNet):
 
     def user(self, x: jax.Array, batch: Batch, *, deterministic: bool) -> jax.Array:
         """The vector of each user tower after every behaviour, float32 [B, L, M, U]."""
+        x = self.behaviour_dropout(x, batch["history"], deterministic=deterministic)
         return self.users_from(0, x, batch, deterministic=deterministic)
 
     def last_user(self, x: jax.Array, batch: Batch) -> jax.Array:
