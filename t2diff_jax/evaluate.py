@@ -217,7 +217,7 @@ class Evaluator:
 
             def under_one_key(users: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 users = Users(*users, batch.get("seen"))
-                return score_targets(users, table, batch["target"], own, merge=self.config.merge)
+                return score_targets(users, table, batch["target"], own, merge=self.config.merge, mesh=self.mesh)
 
             # What the noise does not reach is encoded once for all keys.
             encode = jax.vmap(self.retriever.encode_user, (None, None, None, 0))
@@ -256,7 +256,7 @@ class Evaluator:
                 "cosine_of_last": cosine(last, target),
                 "square_error": jnp.square(first - target).mean(axis=-1),
                 "square_error_of_last": jnp.square(last - target).mean(axis=-1),
-                "rank": score_targets(users, table, batch["target"], target, merge="max")[0],
+                "rank": score_targets(users, table, batch["target"], target, merge="max", mesh=self.mesh)[0],
             }
 
         placed = (None, row_sharding(self.mesh), None, batch_sharding(self.mesh), None)

@@ -4,13 +4,15 @@ No [B, N] matrix is kept. Products are in full float32: an accelerator's default
 compare.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Num
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Num, UInt
 
 # Equal item vectors can differ in the last bits of their scores, as products of different shapes sum in different
 # order; closer than this times |u| |e| counts as a tie.
@@ -101,8 +103,28 @@ def table_partition(search: str = "float32") -> BlockedTable:
     return BlockedTable(by_part, PartitionSpec("model"), *[PartitionSpec()] * 3, coarse)
 
 
+def by_parts(function: Callable[[Any, BlockedTable], Any], mesh: Mesh | None, table: BlockedTable) -> Any:
+    """`function` of (what lies by user, table) to arrays [B, p, ...], each device with its own users and parts.
+
+    Left to itself the compiler would let devices wait for each other at every block, or collect all scores.
+
+    mesh: where users lie over its axis "data" and parts of the table over "model"; None: `function` itself.
+    """
+    if mesh is None:
+        return function
+    search = "float32" if table.coarse is None else table.coarse.blocks.dtype.name
+    specs, out = (PartitionSpec("data"), table_partition(search)), PartitionSpec("data", "model")
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
 def score_targets(
-    users: Users, table: BlockedTable, targets: Int[Array, " B"], target_vectors: Float[Array, "B U"], *, merge: str
+    users: Users,
+    table: BlockedTable,
+    targets: Int[Array, " B"],
+    target_vectors: Float[Array, "B U"],
+    *,
+    merge: str,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Rank and log loss of each target, float32 [B] each, from one scan.
 
@@ -112,25 +134,17 @@ def score_targets(
 
     merge: of the scores with the M user vectors, "max"; "softmax_mean": the log of the mean of their softmaxes over
       what may be ranked; "logsumexp": the log of the mean of their exponentials.
+    mesh: see `by_parts`.
     """
-    shift = shift_of(users, table, merge)
+    shift = shift_of(users, table, merge, mesh)
     product = dot("bmu,bu->bm", users.vectors, target_vectors)
     size = jnp.linalg.norm(users.vectors, axis=-1) * jnp.linalg.norm(target_vectors, axis=-1)[:, None]
     own = merge_vectors((product - shift)[..., None], users.mask, merge)
     terms = math.log(users.mask.shape[1]) if merge == "logsumexp" else 0.0  # their sum rounds by its own size
     slack = _TIE * jnp.max(jnp.where(users.mask, size + jnp.abs(shift) + terms, 0), axis=1, keepdims=True)
 
-    def count(carry: tuple[Array, ...], block: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
-        twice, most, totals = carry
-        _, products = block_products(users, block, table)
-        scores = merge_vectors(products - shift[..., None], users.mask, merge)
-        ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0)).sum(axis=1)
-        twice += (2 * ahead).astype(jnp.uint32)
-        most_here = products.max(axis=-1)
-        return (twice, jnp.maximum(most, most_here), _add(totals, products, most_here)), None
-
-    start = jnp.zeros(targets.shape, jnp.uint32), *(jnp.full(users.mask.shape, -jnp.inf),) * 2
-    (twice, _, totals), _ = jax.lax.scan(count, start, _numbered(table))
+    twice, totals = by_parts(functools.partial(_count, merge=merge), mesh, table)((users, shift, own, slack), table)
+    twice, totals = twice.sum(axis=1, dtype=jnp.uint32), jax.nn.logsumexp(totals, axis=1)
     # No score is greater than the product of the lengths, so none has to be looked at for NaN and infinity.
     greatest = jnp.linalg.norm(users.vectors, axis=-1) * table.length
     bad = ~jnp.isfinite(own[:, 0]) | (users.mask & ~jnp.isfinite(greatest)).any(axis=1)
@@ -148,6 +162,25 @@ def score_targets(
     else:
         loss = -merge_vectors((product - totals)[..., None], users.mask, "softmax_mean")[:, 0]
     return jnp.where(bad, jnp.nan, rank), jnp.where(bad, jnp.nan, loss)
+
+
+def _count(
+    by_user: tuple[Users, Array, Array, Array], table: BlockedTable, *, merge: str
+) -> tuple[UInt[Array, "B p"], Float[Array, "B p M"]]:
+    """Of each part: twice the scores greater than a user's own, plus the ties; the logs of the softmax's sums."""
+    users, shift, own, slack = by_user
+
+    def add(carry: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        twice, totals = carry
+        _, products = block_products(users, block, table)
+        scores = merge_vectors(products - shift[..., None], users.mask, merge)
+        ahead = jnp.where(scores > own + slack, 1.0, jnp.where(scores >= own - slack, 0.5, 0.0))
+        twice += (2 * ahead.reshape(*twice.shape, -1).sum(axis=-1)).astype(jnp.uint32)
+        return (twice, _add(totals, products)), None
+
+    start = jnp.zeros((len(own), table.blocks.shape[1]), jnp.uint32), _nothing(users, table)
+    (twice, totals), _ = jax.lax.scan(add, start, _numbered(table))
+    return twice, totals.swapaxes(1, 2)
 
 
 def _numbered(table: BlockedTable) -> tuple[Array, Array]:
@@ -188,23 +221,33 @@ def merge_vectors(scores: Float[Array, "B M n"], mask: Bool[Array, "B M"], merge
     return jax.nn.logsumexp(scores, axis=1) - jnp.log(mask.sum(axis=1, keepdims=True))
 
 
-def shift_of(users: Users, table: BlockedTable, merge: str) -> Float[Array, "B M"]:
+def shift_of(users: Users, table: BlockedTable, merge: str, mesh: Mesh | None = None) -> Float[Array, "B M"]:
     """What is taken from the scores of each vector before they are merged: 0, or the log of its softmax's sum."""
     if merge != "softmax_mean":
         return jnp.zeros(users.mask.shape)
-
-    def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        products = block_products(users, block, table)[1]
-        return _add(totals, products, products.max(axis=-1)), None
-
-    totals, _ = jax.lax.scan(add, jnp.full(users.mask.shape, -jnp.inf), _numbered(table))
+    totals = jax.nn.logsumexp(by_parts(_softmax_sums, mesh, table)(users, table), axis=1)
     return jnp.where(totals > -jnp.inf, totals, 0)  # where nothing may be ranked
 
 
-def _add(
-    totals: Float[Array, "B M"], products: Float[Array, "B M b"], most: Float[Array, "B M"]
-) -> Float[Array, "B M"]:
-    """Logs of sums of exponentials, with those of one more block, whose greatest products are known."""
+def _softmax_sums(users: Users, table: BlockedTable) -> Float[Array, "B p M"]:
+    """The logs of the sums of each part."""
+
+    def add(totals: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        return _add(totals, block_products(users, block, table)[1]), None
+
+    totals, _ = jax.lax.scan(add, _nothing(users, table), _numbered(table))
+    return totals.swapaxes(1, 2)
+
+
+def _nothing(users: Users, table: BlockedTable) -> Float[Array, "B M p"]:
+    """Logs of sums over no item."""
+    return jnp.full((*users.mask.shape, table.blocks.shape[1]), -jnp.inf)
+
+
+def _add(totals: Float[Array, "B M p"], products: Float[Array, "B M n"]) -> Float[Array, "B M p"]:
+    """Logs of sums of exponentials, with those of one more block, of n = p b rows."""
+    products = products.reshape(*totals.shape, -1)
+    most = products.max(axis=-1)
     base = jnp.where(jnp.isfinite(most), most, 0)
     return jnp.logaddexp(totals, base + jnp.log(jnp.exp(products - base[..., None]).sum(axis=-1)))
 

@@ -10,7 +10,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from t2diff_jax.data.batches import prefetch
@@ -22,12 +22,12 @@ from t2diff_jax.retrieval import (
     Users,
     block_products,
     block_table,
+    by_parts,
     dot,
     fits_kernel,
     merge_vectors,
     rankable_rows,
     shift_of,
-    table_partition,
 )
 
 _SORTED_AT_ONCE = 65_536  # rows of which the maxima are collected before the best are taken
@@ -52,8 +52,7 @@ def top_k(
     Exact, but where `table.coarse` is searched or `found` is below 1: then an item may be missed, and those that are
     found have their exact scores. Where fewer than k items may be recommended, the rest is id 0 with score -inf.
 
-    mesh: where users lie over its axis "data" and parts of the table over "model". The compiler would collect all
-      scores before it takes the best; so each device is told to take its own.
+    mesh: see `retrieval.by_parts`.
     found: share of the best groups of rows that the search is to find; below 1 it is `jax.lax.approx_max_k`, for
       which TPUs have a way that is faster than sorting.
     """
@@ -61,17 +60,14 @@ def top_k(
     # A dry run's devices are not those that are here.
     processors = kernel_processors(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
 
-    def best(users: Users, shift: Array, table: BlockedTable) -> tuple[Array, Array]:
+    def best(by_user: tuple[Users, Array], table: BlockedTable) -> tuple[Array, Array]:
+        users, shift = by_user
         if processors and _kernel_fits(users, table, merge):
             return _best_by_kernel(users, shift, table, k, merge, processors)
         return _best_of_parts(users, shift, table, k, merge, found)
 
-    if mesh is not None:
-        by_user, out = PartitionSpec("data"), PartitionSpec("data", "model")
-        search = "float32" if table.coarse is None else table.coarse.blocks.dtype.name
-        specs = by_user, by_user, table_partition(search)
-        best = jax.shard_map(best, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    scores, ids = best(users, shift_of(users, table, merge), table)
+    shift = shift_of(users, table, merge, mesh)
+    scores, ids = by_parts(best, mesh, table)((users, shift), table)
     scores, ids = _best(scores.reshape(scores.shape[0], -1), ids.reshape(ids.shape[0], -1), k)
     return scores, jnp.where(jnp.isfinite(scores), ids, 0)
 

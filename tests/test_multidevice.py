@@ -160,3 +160,19 @@ def test_an_evaluation_collects_no_batch():
     whole = batch["history"].size * 8 * 4
     for name, (program, arguments) in evaluator.programs(variables, batch).items():
         assert largest_moved(program.lower(*arguments).compile()) < whole / 2, name
+
+
+@pytest.mark.parametrize("merge", ["max", "softmax_mean"])
+def test_devices_do_not_wait_for_each_other_at_every_block(merge):
+    """What an evaluation sends between devices is the same for many blocks of items as for few."""
+
+    def sent(block):
+        log = dict(seed=0, n_users=48, n_items=2000, categories=3, mean_length=20)
+        how = dict(model__name="sasrec", model__vectors=2, data__synthetic=log, eval__merge=merge, **UNSEEN)
+        parts = tiny.build((2, 4), eval__block=block, **how)
+        evaluator, variables = parts.evaluator(), parts.initial_state().evaluation_variables()
+        programs = evaluator.programs(variables, next(iter(evaluator._batches(parts.split.test))))
+        both = programs["ranks"], programs["recommendations"]
+        return [collectives_of(program.lower(*args).compile()) for program, args in both]
+
+    assert sent(400) == sent(100)
