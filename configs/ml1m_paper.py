@@ -26,6 +26,7 @@ def get_config():
     config.model.heads = 2
     config.model.hidden = 64
     config.model.dropout = 0.0
+    config.model.behaviour_dropout = 0.0
     config.model.positions = "learned"
     config.model.attend_self = False
     config.model.activation_hidden = 4
