@@ -1,5 +1,6 @@
 """Session strictness: 8 CPU devices, rank promotion is an error, Ctrl-C as in a terminal."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -19,6 +20,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes so many objects that looking for cycles among them took a tenth of the tests' time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 # A shell lets what it starts in the background ignore Ctrl-C, and tests of Ctrl-C would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
