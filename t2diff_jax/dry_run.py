@@ -23,8 +23,9 @@ from t2diff_jax.experiment import Experiment
 from t2diff_jax.gpu_kinds import COMPILER_OPTIONS, GIB, KINDS, described_devices, is_described
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
-from t2diff_jax.program_cost import Collective, Memory, collectives_of, memory_of, product_flops
-from t2diff_jax.sharding import check_batch, check_rows, make_mesh, row_sharding
+from t2diff_jax.program_cost import Collective, Memory, collectives_of, large_copies, memory_of, product_flops
+from t2diff_jax.sharding import check_batch, check_rows, has_item_rows, make_mesh, row_sharding
+from t2diff_jax.train_state import TrainState
 from t2diff_jax.types import Catalogue, Sizes
 
 _VALIDATING = ("item table", "ranks")  # programs of an evaluation that run in the middle of training
@@ -49,6 +50,7 @@ class Program:
       seconds: to compile it.
       memory, collectives: None where there is no compiled program.
       refusal: why the compiler made none: what the program needs is more than the device has.
+      copies: of a device's whole share of an item table, in each training step.
       beside: bytes of the train state that it does not read and that lie on each device while training validates.
     """
 
@@ -59,6 +61,7 @@ class Program:
     collectives: list[Collective] | None
     refusal: str
     beside: int = 0
+    copies: int = 0
 
 
 def dry_run(config: Config, topology: str, slices: int = 1) -> Iterator[str]:
@@ -138,7 +141,8 @@ def compile_programs(
     config = as_computed(settled(config, config.dry_run.n_items, device), device, mesh.size)
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.training_forms()
-    yield _compiled("training step", parts.compile_step(), (state, parts.catalogue, batch), only_lower, options)
+    step = parts.compile_step(), (state, parts.catalogue, batch)
+    yield _compiled("training step", *step, only_lower, options, table=_table_bytes(state))
     evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
     batch = parts.evaluation_forms(evaluator.batch_rows, seen=seen)
     variables = state.evaluation_variables()
@@ -152,6 +156,12 @@ def bytes_on_each(tree: Any) -> int:
     """What arrays with these shapes and shardings take on one device, without the padding of its layout."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
+
+
+def _table_bytes(state: TrainState) -> int:
+    """The greatest of the item tables: its share on one device."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    return max((bytes_on_each(leaf) for path, leaf in leaves if has_item_rows(path, leaf)), default=0)
 
 
 def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
@@ -200,6 +210,8 @@ def described(program: Program, devices: int) -> Iterator[str]:
     )
     if program.beside:
         yield f"  beside it           {_size(program.beside)} of the train state, while training validates"
+    if program.copies:
+        yield f"  the share of an item table is copied {program.copies} times a step: docs/pods.md, widths of tables"
     for c in program.collectives:
         doubt = "" if c.loops_known else " (some in a loop of unknown length, counted once)"
         yield f"  {c.kind:25s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
@@ -214,6 +226,7 @@ def _compiled(
     only_lower: bool,
     options: dict[str, Any] | None,
     beside: int = 0,
+    table: int = 0,
 ) -> Program:
     start, traced = time.perf_counter(), function.trace(*arguments)
     flops = product_flops(traced.jaxpr.jaxpr)
@@ -227,7 +240,8 @@ def _compiled(
             raise
         return Program(name, flops, time.perf_counter() - start, None, None, str(error).splitlines()[0])
     seconds = time.perf_counter() - start
-    return Program(name, flops, seconds, memory_of(compiled), collectives_of(compiled), "", beside)
+    copies = large_copies(compiled, table) if table else 0
+    return Program(name, flops, seconds, memory_of(compiled), collectives_of(compiled), "", beside, copies)
 
 
 def _size(count: int) -> str:

@@ -91,6 +91,16 @@ def collectives_of(compiled: jax.stages.Compiled) -> list[Collective]:
     return sorted(totals, key=lambda c: -c.bytes)
 
 
+def large_copies(compiled: jax.stages.Compiled, least: int) -> int:
+    """How often an array of at least `least` bytes is copied whole, as from one layout of the device to another.
+
+    Of arrays outside loops.
+    """
+    entry, computations = _computations(compiled.as_text())
+    copied = [o for o in computations[entry] if o.name in ("copy", "copy-start")]
+    return sum(max(_bytes(operation)) >= least for operation in copied)
+
+
 def product_flops(jaxpr: Any) -> int:
     """Floating-point operations of all matrix products of a traced program, on all devices together.
 

@@ -55,7 +55,7 @@ def test_the_declared_programs_are_those_of_the_run(monkeypatch):
     parts = tiny.build((1, 1), model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
     config = declared(parts, model__name="t2diff_causal", loss__negatives=8, optim__lazy_rows=True)
     seen = []
-    monkeypatch.setattr(dry, "_compiled", lambda name, function, arguments, *how: seen.append(arguments))
+    monkeypatch.setattr(dry, "_compiled", lambda name, function, arguments, *how, **more: seen.append(arguments))
     list(dry.compile_programs(config, parts.mesh, only_lower=False))
     state, catalogue, batch = seen[0]
 
@@ -104,6 +104,8 @@ def test_a_program_too_big_for_its_device_is_told():
     evaluated = dry.Program("ranks", 0, 0.0, small, [], "", beside=2**34)
     assert dry.verdict([evaluated], 2**34).endswith("16.0 GiB of 16.0 GiB: DOES NOT FIT")
     assert "16.0 GiB of the train state" in "\n".join(dry.described(evaluated, 4))
+    copied = dry.Program("training step", 0, 0.0, small, [], "", copies=2)
+    assert "copied 2 times a step" in "\n".join(dry.described(copied, 4))
     refused = dry.Program("step", 0, 0.0, None, None, "RESOURCE_EXHAUSTED: 17G of 16G")
     assert dry.verdict([*programs, refused], None) == "DOES NOT FIT: step"
     assert "17G of 16G" in "".join(dry.described(refused, 4))

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.program_cost import Collective, collectives_of, memory_of, product_flops
+from t2diff_jax.program_cost import Collective, collectives_of, large_copies, memory_of, product_flops
 from t2diff_jax.sharding import make_mesh
 
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
@@ -45,6 +45,16 @@ def test_a_scan_counts_each_time_round_and_of_branches_the_longest():
     assert flops(scanned, (3, 5), (5, 5)) == 6 * one
     assert flops(branched, (3, 5), (5, 5)) == 2 * one
     assert flops(jax.grad(lambda a, b: scanned(a, b).sum()), (3, 5), (5, 5)) == 2 * 6 * one  # forward and backward
+
+
+def test_copies_of_large_arrays():
+    """What is given back as it came has to be copied, unless it is donated; small arrays do not count."""
+    args = jnp.zeros((64, 8)), jnp.zeros(3)
+    kept, donated = (
+        jax.jit(lambda a, b: (a, b), donate_argnums=given, keep_unused=True).lower(*args).compile() for given in ((), 0)
+    )
+    assert large_copies(kept, 64 * 8 * 4) == 1 and large_copies(kept, 64 * 8 * 4 + 1) == 0
+    assert large_copies(donated, 64 * 8 * 4) == 0
 
 
 def placed(mesh, *axes):
