@@ -94,10 +94,10 @@ def collectives_of(compiled: jax.stages.Compiled) -> list[Collective]:
 def large_copies(compiled: jax.stages.Compiled, least: int) -> int:
     """How often an array of at least `least` bytes is copied whole, as from one layout of the device to another.
 
-    Of arrays outside loops.
+    Of arrays outside loops; what a TPU takes into its fast memory, which it may do with small ones, does not count.
     """
     entry, computations = _computations(compiled.as_text())
-    copied = [o for o in computations[entry] if o.name in ("copy", "copy-start")]
+    copied = [o for o in computations[entry] if o.name in ("copy", "copy-start") and "S(1)" not in o.form]
     return sum(max(_bytes(operation)) >= least for operation in copied)
 
 

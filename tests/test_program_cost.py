@@ -55,6 +55,14 @@ def test_copies_of_large_arrays():
     )
     assert large_copies(kept, 64 * 8 * 4) == 1 and large_copies(kept, 64 * 8 * 4 + 1) == 0
     assert large_copies(donated, 64 * 8 * 4) == 0
+    text = """ENTRY %main (a: f32[64,8]) -> f32[64,8] {
+  %copy-start = (f32[64,8]{0,1:T(8,128)S(1)}, f32[64,8]{0,1:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done = f32[64,8]{0,1:T(8,128)S(1)} copy-done(%copy-start)
+  ROOT %copy.6 = f32[64,8]{0,1:T(8,128)} copy(%copy-done)
+}"""
+    moved = mock.create_autospec(jax.stages.Compiled, instance=True)
+    moved.as_text.return_value = text
+    assert large_copies(moved, 64 * 8 * 4) == 1
 
 
 def placed(mesh, *axes):
