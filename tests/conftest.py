@@ -20,7 +20,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tracing makes so many objects that looking for cycles among them took a tenth of the tests' time.
+# Tracing makes many objects, and the tests' time shows how often cycles among them are looked for.
 gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 # A shell lets what it starts in the background ignore Ctrl-C, and tests of Ctrl-C would wait in vain.
