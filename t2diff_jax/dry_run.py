@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from t2diff_jax.experiment import Experiment
 from t2diff_jax.gpu_kinds import COMPILER_OPTIONS, GIB, KINDS, described_devices, is_described
 from t2diff_jax.models import build_retriever
 from t2diff_jax.optim import make_optimizer
-from t2diff_jax.program_cost import Collective, Memory, collectives_of, large_copies, memory_of, product_flops
+from t2diff_jax.program_cost import Collective, Memory, collectives_of, copies_of, memory_of, product_flops
 from t2diff_jax.sharding import check_batch, check_rows, has_item_rows, make_mesh, row_sharding
 from t2diff_jax.train_state import TrainState
 from t2diff_jax.types import Catalogue, Sizes
@@ -50,8 +50,8 @@ class Program:
       seconds: to compile it.
       memory, collectives: None where there is no compiled program.
       refusal: why the compiler made none: what the program needs is more than the device has.
-      copies: of a device's whole share of an item table, in each training step.
       beside: bytes of the train state that it does not read and that lie on each device while training validates.
+      copies: of a device's whole share of an item table, in each training step.
     """
 
     name: str
@@ -142,7 +142,7 @@ def compile_programs(
     parts = declared_experiment(config, mesh)
     state, batch = parts.abstract_state, parts.training_forms()
     step = parts.compile_step(), (state, parts.catalogue, batch)
-    yield _compiled("training step", *step, only_lower, options, table=_table_bytes(state))
+    yield _compiled("training step", *step, only_lower, options, tables=table_shapes(state))
     evaluator, seen = parts.evaluator(), config.dry_run.seen if config.eval.exclude_seen else 0
     batch = parts.evaluation_forms(evaluator.batch_rows, seen=seen)
     variables = state.evaluation_variables()
@@ -158,10 +158,10 @@ def bytes_on_each(tree: Any) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
-def _table_bytes(state: TrainState) -> int:
-    """The greatest of the item tables: its share on one device."""
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    return max((bytes_on_each(leaf) for path, leaf in leaves if has_item_rows(path, leaf)), default=0)
+def table_shapes(state: TrainState) -> set[tuple[int, ...]]:
+    """The shapes of a device's shares of what has a row per item and is learned: tables, their moments and averages."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {a.sharding.shard_shape(a.shape) for path, a in leaves if a.ndim > 1 and has_item_rows(path, a)}
 
 
 def declared_experiment(config: Config, mesh: Mesh) -> Experiment:
@@ -211,7 +211,8 @@ def described(program: Program, devices: int) -> Iterator[str]:
     if program.beside:
         yield f"  beside it           {_size(program.beside)} of the train state, while training validates"
     if program.copies:
-        yield f"  the share of an item table is copied {program.copies} times a step: docs/pods.md, widths of tables"
+        times = f"{program.copies} times (on TPUs: docs/pods.md, widths of tables)"
+        yield f"  shares of item tables are copied whole, {times}"
     for c in program.collectives:
         doubt = "" if c.loops_known else " (some in a loop of unknown length, counted once)"
         yield f"  {c.kind:25s} {c.count:6,d} times, {_size(c.bytes)} a device, largest {_size(c.largest)}{doubt}"
@@ -226,7 +227,7 @@ def _compiled(
     only_lower: bool,
     options: dict[str, Any] | None,
     beside: int = 0,
-    table: int = 0,
+    tables: Container[tuple[int, ...]] = (),
 ) -> Program:
     start, traced = time.perf_counter(), function.trace(*arguments)
     flops = product_flops(traced.jaxpr.jaxpr)
@@ -240,8 +241,8 @@ def _compiled(
             raise
         return Program(name, flops, time.perf_counter() - start, None, None, str(error).splitlines()[0])
     seconds = time.perf_counter() - start
-    copies = large_copies(compiled, table) if table else 0
-    return Program(name, flops, seconds, memory_of(compiled), collectives_of(compiled), "", beside, copies)
+    told = memory_of(compiled), collectives_of(compiled)
+    return Program(name, flops, seconds, *told, "", beside, copies_of(compiled, tables))
 
 
 def _size(count: int) -> str:

@@ -1,10 +1,10 @@
-"""What a compiled program takes on each device: memory, collectives, floating-point operations."""
+"""What a compiled program takes on each device: memory, collectives, copies of tables, floating-point operations."""
 
 import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import jax
@@ -91,14 +91,15 @@ def collectives_of(compiled: jax.stages.Compiled) -> list[Collective]:
     return sorted(totals, key=lambda c: -c.bytes)
 
 
-def large_copies(compiled: jax.stages.Compiled, least: int) -> int:
-    """How often an array of at least `least` bytes is copied whole, as from one layout of the device to another.
+def copies_of(compiled: jax.stages.Compiled, shapes: Container[tuple[int, ...]]) -> int:
+    """How often a float32 array of one of these shapes is copied whole, as from one layout of the device to another.
 
-    Of arrays outside loops; what a TPU takes into its fast memory, which it may do with small ones, does not count.
+    Outside loops and fusions; what a TPU takes into its fast memory, which it may do with small ones, does not count.
     """
     entry, computations = _computations(compiled.as_text())
     copied = [o for o in computations[entry] if o.name in ("copy", "copy-start") and "S(1)" not in o.form]
-    return sum(max(_bytes(operation)) >= least for operation in copied)
+    first = [_ARRAY.search(operation.form).groups() for operation in copied]
+    return sum(kind == "f32" and tuple(int(n) for n in shape.split(",") if n) in shapes for kind, shape in first)
 
 
 def product_flops(jaxpr: Any) -> int:

@@ -96,6 +96,19 @@ def test_what_lies_beside_an_evaluation():
     assert 3 * (rows - table.size * 2) <= beside <= whole, (beside, whole)
 
 
+def test_which_copies_of_a_step_are_counted(monkeypatch):
+    """Those of every table's share, and of what follows its rows; an evaluation's are not looked for."""
+    parts = tiny.build((1, 2), model__name="sasrec", model__sketch_dim=6, optim__kernels="adam")
+    rows = parts.catalogue.n_rows // 2
+    assert dry.table_shapes(parts.abstract_state) == {(rows, 6), (rows, parts.config.model.dim - 2)}
+    looked_for = []
+    monkeypatch.setattr(dry, "copies_of", lambda compiled, shapes: looked_for.append(shapes) or len(shapes))
+    config = declared(parts, model__name="sasrec", model__sketch_dim=6, optim__kernels="adam")
+    programs = list(dry.compile_programs(config, parts.mesh, only_lower=False))
+    assert looked_for[0] == dry.table_shapes(parts.abstract_state)
+    assert [program.copies for program in programs] == [len(looked_for[0]), *[0] * (len(programs) - 1)]
+
+
 def test_a_program_too_big_for_its_device_is_told():
     small, big = Memory(5, 5, 5, 5, 0), Memory(2**35, 0, 0, 0, 0)
     programs = [dry.Program("a", 0, 0.0, memory, [], "") for memory in (small, big)]
@@ -105,7 +118,7 @@ def test_a_program_too_big_for_its_device_is_told():
     assert dry.verdict([evaluated], 2**34).endswith("16.0 GiB of 16.0 GiB: DOES NOT FIT")
     assert "16.0 GiB of the train state" in "\n".join(dry.described(evaluated, 4))
     copied = dry.Program("training step", 0, 0.0, small, [], "", copies=2)
-    assert "copied 2 times a step" in "\n".join(dry.described(copied, 4))
+    assert "copied whole, 2 times" in "\n".join(dry.described(copied, 4))
     refused = dry.Program("step", 0, 0.0, None, None, "RESOURCE_EXHAUSTED: 17G of 16G")
     assert dry.verdict([*programs, refused], None) == "DOES NOT FIT: step"
     assert "17G of 16G" in "".join(dry.described(refused, 4))
@@ -137,6 +150,7 @@ def test_a_pod_is_compiled_for_without_one(shape, slices):
     mesh = dry.make_mesh(config.mesh, dry.find_devices(shape, slices))
     programs = list(dry.compile_programs(config, mesh, only_lower=False))
     assert [program.refusal for program in programs] == [""] * 6
+    assert programs[0].copies == 0
     for program in programs:
         assert max((c.largest for c in program.collectives), default=0) < table / 100
         assert program.memory.total < table / 2 + 2**30

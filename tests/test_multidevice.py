@@ -162,17 +162,22 @@ def test_an_evaluation_collects_no_batch():
         assert largest_moved(program.lower(*arguments).compile()) < whole / 2, name
 
 
-@pytest.mark.parametrize("merge", ["max", "softmax_mean"])
-def test_devices_do_not_wait_for_each_other_at_every_block(merge):
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"model__name": "sasrec", "model__vectors": 2, "eval__merge": "softmax_mean"}, ("ranks", "recommendations")),
+        ({"model__name": "t2diff_causal"}, ("ranks", "recommendations", "generated items")),
+    ],
+)
+def test_devices_do_not_wait_for_each_other_at_every_block(changes, names):
     """What an evaluation sends between devices is the same for many blocks of items as for few."""
 
     def sent(block):
         log = dict(seed=0, n_users=48, n_items=2000, categories=3, mean_length=20)
-        how = dict(model__name="sasrec", model__vectors=2, data__synthetic=log, eval__merge=merge, **UNSEEN)
-        parts = tiny.build((2, 4), eval__block=block, **how)
+        parts = tiny.build((2, 4), data__synthetic=log, eval__block=block, **UNSEEN, **changes)
         evaluator, variables = parts.evaluator(), parts.initial_state().evaluation_variables()
         programs = evaluator.programs(variables, next(iter(evaluator._batches(parts.split.test))))
-        both = programs["ranks"], programs["recommendations"]
-        return [collectives_of(program.lower(*args).compile()) for program, args in both]
+        compiled = (function.lower(*args).compile() for function, args in (programs[name] for name in names))
+        return [collectives_of(program) for program in compiled]
 
     assert sent(400) == sent(100)

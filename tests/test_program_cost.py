@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t2diff_jax.config import MeshConfig
-from t2diff_jax.program_cost import Collective, collectives_of, large_copies, memory_of, product_flops
+from t2diff_jax.program_cost import Collective, collectives_of, copies_of, memory_of, product_flops
 from t2diff_jax.sharding import make_mesh
 
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
@@ -47,22 +47,25 @@ def test_a_scan_counts_each_time_round_and_of_branches_the_longest():
     assert flops(jax.grad(lambda a, b: scanned(a, b).sum()), (3, 5), (5, 5)) == 2 * 6 * one  # forward and backward
 
 
-def test_copies_of_large_arrays():
-    """What is given back as it came has to be copied, unless it is donated; small arrays do not count."""
+def test_copies_of_tables():
+    """What is given back as it came has to be copied, unless it is donated; other shapes do not count."""
     args = jnp.zeros((64, 8)), jnp.zeros(3)
     kept, donated = (
         jax.jit(lambda a, b: (a, b), donate_argnums=given, keep_unused=True).lower(*args).compile() for given in ((), 0)
     )
-    assert large_copies(kept, 64 * 8 * 4) == 1 and large_copies(kept, 64 * 8 * 4 + 1) == 0
-    assert large_copies(donated, 64 * 8 * 4) == 0
-    text = """ENTRY %main (a: f32[64,8]) -> f32[64,8] {
+    assert copies_of(kept, {(64, 8)}) == 1 and copies_of(kept, {(64, 8), (3,)}) == 2
+    assert copies_of(kept, {(8, 64)}) == copies_of(donated, {(64, 8)}) == 0
+
+
+def test_copies_into_fast_memory_and_of_other_types_do_not_count():
+    compiled = mock.create_autospec(jax.stages.Compiled, instance=True)
+    compiled.as_text.return_value = """ENTRY %main (a: f32[64,8]) -> f32[64,8] {
   %copy-start = (f32[64,8]{0,1:T(8,128)S(1)}, f32[64,8]{0,1:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
   %copy-done = f32[64,8]{0,1:T(8,128)S(1)} copy-done(%copy-start)
+  %copy.5 = bf16[64,8]{1,0:T(8,128)} copy(%b)
   ROOT %copy.6 = f32[64,8]{0,1:T(8,128)} copy(%copy-done)
 }"""
-    moved = mock.create_autospec(jax.stages.Compiled, instance=True)
-    moved.as_text.return_value = text
-    assert large_copies(moved, 64 * 8 * 4) == 1
+    assert copies_of(compiled, {(64, 8)}) == 1
 
 
 def placed(mesh, *axes):

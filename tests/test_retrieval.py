@@ -366,7 +366,7 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded, search):
         cut = block_table(table, n_items, 32, parts=mesh.shape["model"], search=search)
         own = cut.rows(targets)
         best = top_k(users, cut, 12, merge=merge, mesh=mesh)
-        return score_targets(users, cut, targets, own, merge=merge)[0], *best
+        return *score_targets(users, cut, targets, own, merge=merge, mesh=mesh), *best
 
     def run(mesh: Mesh):
         batch, rows = batch_sharding(mesh), row_sharding(mesh)
@@ -374,12 +374,13 @@ def test_the_result_does_not_depend_on_the_mesh(merge, excluded, search):
         return jax.tree.map(np.asarray, jax.jit(score, static_argnums=0)(mesh, *args))
 
     single = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    expected_ranks, expected_scores, expected_ids = run(single)
+    expected_ranks, expected_loss, expected_scores, expected_ids = run(single)
     matrix = reference.score_matrix(v, mask, table, n_items, merge, out)
     np.testing.assert_array_equal(expected_ranks, reference.ranks(matrix, targets, out))
     for data, model in ((8, 1), (2, 4)):
-        found_ranks, scores, ids = run(make_mesh(MeshConfig(data, model)))
+        found_ranks, loss, scores, ids = run(make_mesh(MeshConfig(data, model)))
         np.testing.assert_array_equal(found_ranks, expected_ranks)
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-6)
 
