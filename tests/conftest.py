@@ -27,6 +27,14 @@ gc.set_threshold(100_000, 50, 50)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests start whole programs, few and long: begun last, one of them would run alone to the end.
+FIRST = ("multidevice", "multiprocess", "end_to_end", "resume", "touched_rows", "compare", "cold", "benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in FIRST)
+
+
 MAPS = pathlib.Path("/proc/self/maps")  # where there is none, nothing limits them
 
 
