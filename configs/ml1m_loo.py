@@ -6,7 +6,7 @@ python train.py --config configs/ml1m_loo.py --config.data.path=DIR --workdir ru
 198a3f1): HR@10 .350, NDCG@10 .206; with four intents (--config.diffusion.samples=4 --config.diffusion.noise=intent
 --config.loss.merge=logsumexp --config.eval.merge=logsumexp) .351, .207; with --config.model.slot=empty .345, .203; with
 --config.model.name=sasrec .339, .199. A third of the steps (--config.train.steps=3000 --config.train.eval_every=1500
---config.train.checkpoint_every=1500): .331, .193; sasrec .320, .186. `docs/results.md` has the intervals.
+--config.train.checkpoint_every=1500): .331, .193; sasrec .320, .186. Intervals: `docs/results.md`.
 """
 
 from configs import ml1m

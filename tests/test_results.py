@@ -129,21 +129,6 @@ def test_the_accuracy_tables(page):
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
 
-def test_rows_that_come_first_have_a_table_before_the_others(page, tmp_path):
-    runs, out = str(page.parent.parent / "runs"), tmp_path / "x.md"
-    page_of_results.main([runs, "--out", str(out), "--against", "empty", "--first", "empty"])
-    kept = "movielens ml-1m, user_holdout, seen items not excluded"
-    assert [row[0] for row in tables(out.read_text())[kept]] == [
-        "row", "---", "empty", "popularity", "row", "---", "diffusion", "popularity"
-    ]  # fmt: skip
-    assert out.read_text().count("Variants, 3,000 steps of 256 examples:") == 1  # the other section has none
-    assert out.read_text().count("ndcg@10 against empty [95 %]") == 2  # no variant is there to be compared with
-    page_of_results.main([runs, "--out", str(out), "--against", "empty", "diffusion", "--first", "empty"])
-    assert out.read_text().count("ndcg@10 against diffusion [95 %]") == 1
-    with pytest.raises(SystemExit):
-        page_of_results.main([runs, "--out", str(out), "--first", "rival"])
-
-
 def test_speed_is_that_of_a_kind_of_device(tmp_path):
     for seed, device, ms in ((0, "cpu", 4.0), (1, "GPU X", 0.01), (2, "GPU X", 0.03)):
         run = evaluation(0.2) | {"milliseconds_per_user": ms}

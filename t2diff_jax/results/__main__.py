@@ -16,20 +16,17 @@ from t2diff_jax.results.runs import ResultsError, Run, is_excluded, keep, read_r
 from t2diff_jax.results.tables import accuracy_table, commands_table, sampler_table
 
 
-def document(
-    runs: Iterable[Run], out: pathlib.Path, against: Sequence[str], intro: str, first: Sequence[str] = ()
-) -> str:
+def document(runs: Iterable[Run], out: pathlib.Path, against: Sequence[str], intro: str) -> str:
     """The page; draws the figures beside it."""
     rows = rows_of(runs)
-    for flag, labels in (("against", against), ("first", first)):
-        if unknown := [label for label in labels if label not in rows]:
-            raise ResultsError(f"--{flag} {', '.join(unknown)}: rows are {', '.join(rows)}")
+    if unknown := [label for label in against if label not in rows]:
+        raise ResultsError(f"--against {', '.join(unknown)}: rows are {', '.join(rows)}")
     parts = ["# Results", intro]
     for name in sorted({runs[0].data for runs in rows.values()}):
         for excluded in (False, True):
             own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
             compared = [a for a in against if a in own]
-            if tables := list(_tables(rows, name, excluded, compared, first)):
+            if tables := list(_tables(rows, name, excluded, compared)):
                 title = f"{name}, seen items {'excluded' if excluded else 'not excluded'}"
                 parts += [f"## {title}", *tables, *_pictures(own, out, title)]
     if table := sampler_table(rows):
@@ -37,23 +34,13 @@ def document(
     return "\n\n".join([*parts, "## Commands", commands_table(rows)]) + "\n"
 
 
-def _tables(
-    rows: dict[str, list[Run]], name: str, excluded: bool, against: Sequence[str], first: Sequence[str]
-) -> Iterable[str]:
-    """A table for each length of training, since only rows that learned for as long say which model is better.
-
-    Rows are compared with one of their own table where `against` has one, else with one of the other of that length.
-    """
+def _tables(rows: dict[str, list[Run]], name: str, excluded: bool, against: Sequence[str]) -> Iterable[str]:
+    """A table for each length of training, since only rows that learned for as long say which model is better."""
     for budget in sorted({_budget(runs) for runs in rows.values()}, reverse=True):
         equal = {label: runs for label, runs in rows.items() if _budget(runs) == budget}
-        beside = [a for a in against if a in equal]
-        main, variants = [a for a in equal if a in first], [a for a in equal if a not in first]
-        for kind, labels in (("", main), ("variants, " if first else "", variants)):
-            compared = next((a for a in beside if a in labels), beside[0] if beside else None)
-            table = accuracy_table(equal, name, excluded, compared, labels)
-            if table.count("\n") > 1:
-                words = f"{kind}{budget[0]:,} steps of {budget[1]:,} examples:"
-                yield f"{words[0].upper()}{words[1:]}\n\n{table}"
+        table = accuracy_table(equal, name, excluded, next((a for a in against if a in equal), None))
+        if table.count("\n") > 1:
+            yield f"{budget[0]:,} steps of {budget[1]:,} examples:\n\n{table}"
 
 
 def _budget(runs: list[Run]) -> tuple[int, int]:
@@ -75,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the page; figures go to figures/ beside it")
     against = "rows, one a table (the first that is in it), that the others are compared with, by paired bootstrap"
     parser.add_argument("--against", nargs="*", default=[], metavar="ROW", help=against)
-    parser.add_argument("--first", nargs="*", default=[], metavar="ROW", help="rows with a table before the others'")
     parser.add_argument(
         "--keep", type=pathlib.Path, help="folder for small copies of the runs, of which the page can be made again"
     )
@@ -86,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs, unfinished = read_runs(args.runs)
         if unfinished:
             print(f"not finished, and left out: {', '.join(unfinished)}")
-        page = document(runs, args.out, args.against, intro, args.first)
+        page = document(runs, args.out, args.against, intro)
         for run in runs if args.keep else ():
             keep(run, args.keep)
     except ResultsError as error:

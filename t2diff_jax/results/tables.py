@@ -1,6 +1,6 @@
 """The tables of the page of results, as Markdown."""
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,17 +28,15 @@ def mean_over_seeds(values: Sequence[float | None], digits: int = 4) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def accuracy_table(
-    rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None, labels: Container[str] | None = None
-) -> str:
-    """One row per label (of `labels`, if given) with an evaluation of that kind, best first, and popularity.
+def accuracy_table(rows: dict[str, list[Run]], name: str, excluded: bool, against: str | None) -> str:
+    """One row per label with an evaluation of that kind, best first, and popularity.
 
     Where a row has not all seeds of the table, it says of how many: users that are held out change with the seed.
     """
     head = ["row", "seeds", *_METRICS, "cosine of the generated item (last behaviour)", "as query, ndcg@10", "calls"]
     head += ["parameters", "ms per user", "minutes of training"]
     head += [f"{metric} against {against} [95 %]" for metric in _COMPARED if against]
-    shown = {label: _evaluated(runs, excluded) for label, runs in rows.items() if labels is None or label in labels}
+    shown = {label: _evaluated(runs, excluded) for label, runs in rows.items()}
     shown = {label: pairs for label, pairs in shown.items() if pairs and pairs[0][0].data == name}
     seeds = {run.config["seed"] for pairs in shown.values() for run, _ in pairs}
     select = next((pairs[0][0].config["eval"]["select"] for pairs in shown.values()), "")
