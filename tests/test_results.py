@@ -129,6 +129,15 @@ def test_the_accuracy_tables(page):
     assert dict(zip(head, only, strict=True))["ndcg@10"] == "0.2500"
 
 
+def test_tables_come_in_the_order_of_the_rows_compared_with(tmp_path):
+    make_run(tmp_path / "runs" / "open_seed0", [evaluation(0.2)], ranks=[1.0])
+    make_run(tmp_path / "runs" / "closed_seed0", [evaluation(0.2, excluded=True)], ranks=[1.0])
+    kept, excluded = (f"movielens ml-1m, user_holdout, seen items {what}" for what in ("not excluded", "excluded"))
+    for against, titles in (([], [kept, excluded]), (["open"], [kept, excluded]), (["closed"], [excluded, kept])):
+        page_of_results.main([str(tmp_path / "runs"), "--out", str(tmp_path / "x.md"), "--against", *against])
+        assert list(tables((tmp_path / "x.md").read_text()))[:2] == titles
+
+
 def test_speed_is_that_of_a_kind_of_device(tmp_path):
     for seed, device, ms in ((0, "cpu", 4.0), (1, "GPU X", 0.01), (2, "GPU X", 0.03)):
         run = evaluation(0.2) | {"milliseconds_per_user": ms}

@@ -7,6 +7,7 @@ evaluations of it: with another sampler for the sampler's table and figure, with
 """
 
 import argparse
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -22,16 +23,21 @@ def document(runs: Iterable[Run], out: pathlib.Path, against: Sequence[str], int
     if unknown := [label for label in against if label not in rows]:
         raise ResultsError(f"--against {', '.join(unknown)}: rows are {', '.join(rows)}")
     parts = ["# Results", intro]
-    for name in sorted({runs[0].data for runs in rows.values()}):
-        for excluded in (False, True):
-            own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
-            compared = [a for a in against if a in own]
-            if tables := list(_tables(rows, name, excluded, compared)):
-                title = f"{name}, seen items {'excluded' if excluded else 'not excluded'}"
-                parts += [f"## {title}", *tables, *_pictures(own, out, title)]
+    for name, excluded in _sections(rows, against):
+        own = {a: r for a, r in rows.items() if r[0].data == name and is_excluded(r[0]) == excluded}
+        if tables := list(_tables(rows, name, excluded, [a for a in against if a in own])):
+            title = f"{name}, seen items {'excluded' if excluded else 'not excluded'}"
+            parts += [f"## {title}", *tables, *_pictures(own, out, title)]
     if table := sampler_table(rows):
         parts += ["## Sampler", table]
     return "\n\n".join([*parts, "## Commands", commands_table(rows)]) + "\n"
+
+
+def _sections(rows: dict[str, list[Run]], against: Sequence[str]) -> list[tuple[str, bool]]:
+    """Data with its protocol, and whether seen items are excluded: first those of the rows in `against`, in order."""
+    named = [(rows[label][0].data, is_excluded(rows[label][0])) for label in against]
+    others = itertools.product(sorted({runs[0].data for runs in rows.values()}), (False, True))
+    return list(dict.fromkeys([*named, *others]))
 
 
 def _tables(rows: dict[str, list[Run]], name: str, excluded: bool, against: Sequence[str]) -> Iterable[str]:
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Writes a page of results from the folders of finished runs.")
     parser.add_argument("runs", type=pathlib.Path, help="folder of run folders")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the page; figures go to figures/ beside it")
-    against = "rows, one a table (the first that is in it), that the others are compared with, by paired bootstrap"
+    against = "rows, one a table (the first that is in it), that the others are compared with; their tables come first"
     parser.add_argument("--against", nargs="*", default=[], metavar="ROW", help=against)
     parser.add_argument(
         "--keep", type=pathlib.Path, help="folder for small copies of the runs, of which the page can be made again"
