@@ -2,7 +2,7 @@
 
 python train.py --config configs/rivals/hstu.py --config.data.path=DIR --workdir runs/hstu
 
-50 minutes on one CPU core. Test, means of seeds 0 and 1 (commits 1f61d91, a50a146, the depth a flag): HR@10 .340,
+50 minutes on one CPU core. Test, means of seeds 0 to 2 (commits 1f61d91, a50a146, the depth a flag): HR@10 .339,
 NDCG@10 .199; without learned positions and with two blocks, seeds 0 to 2 (commit 198a3f1), .331, .194; published,
 base: .310, .172, large: .329, .189 (on re-ordered ties, with times, of which this row knows only the order).
 """
