@@ -37,6 +37,17 @@ class CheckpointError(RuntimeError):
     """A checkpoint or workdir that cannot be used; the message names the place and a remedy."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """One that never asks JAX's runtime whether the processes are to stop: the loop does, at every step.
+
+    A second question, from the thread that ends a save, would be about an earlier step, and processes would stop apart.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """False: what is saved, the loop says."""
+        return False
+
+
 class Checkpointer:
     """Saves states in the background and restores them checked. Every process of a run makes the same calls.
 
@@ -63,7 +74,7 @@ class Checkpointer:
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "manifest": ocp.JsonCheckpointHandler()}
         with _explained(f"{self._folder} cannot be opened"):
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+            self._manager = _Manager(self._folder, options=options, item_handlers=handlers)
         self._sweep()
         measured: set[str] = set()
         for step in self.steps():

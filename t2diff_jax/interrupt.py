@@ -33,6 +33,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
+        self._asks = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -55,10 +56,15 @@ class StopRequest:
         """Whether Ctrl-C was pressed since the request was entered."""
         return signal.SIGINT in self._asked
 
-    def asked(self, step: int) -> bool:
-        """Whether the run is to end before this step. All processes must ask at every step, and get the same answer."""
+    def asked(self) -> bool:
+        """Whether the run is to end before this step. All processes must ask at every step, and get the same answer.
+
+        JAX's runtime counts from 0: told the steps of a run that goes on from a later one, it would agree on one that
+        is past, where SIGTERM comes before the first question.
+        """
+        self._asks += 1
         if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asks)
         return bool(self._asked)
 
     def _note(self, number: int, _frame: types.FrameType | None) -> None:

@@ -95,7 +95,7 @@ def _run(
         if last:
             checkpointer.wait()
             request.check()  # what was asked during the last validation or save
-        if request.asked(step):
+        if request.asked():
             _log(pending, experiment, checkpointer, writer, meter)
             by, end = ("Ctrl-C", KeyboardInterrupt) if request.interrupted else ("SIGTERM", Preempted)
             raise end(f"stopped by {by}{_saved(step, state, checkpointer)}")

@@ -220,5 +220,6 @@ def _open_tensorboard(folder: pathlib.Path, *, purge_step: int) -> Any:
     except ImportError:
         print("TensorBoard output is off: tensorboardX is not installed (pip install tensorboardX)", flush=True)
         return None
-    # The mark makes TensorBoard drop what an interrupted run wrote after its last checkpoint.
-    return tensorboardX.SummaryWriter(logdir=str(folder), purge_step=purge_step)
+    # The mark makes TensorBoard drop what an interrupted run wrote after its last checkpoint. Without a limit on what
+    # waits for its thread a run does not wait forever for one that a full disk has ended.
+    return tensorboardX.SummaryWriter(logdir=str(folder), purge_step=purge_step, max_queue=0)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2diff_jax import checkpoint
@@ -73,6 +74,15 @@ def _folder(workdir, step: int) -> pathlib.Path:
 
 def _largest_file(folder: pathlib.Path) -> pathlib.Path:
     return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def test_a_save_asks_nobody_whether_the_processes_are_to_stop(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    saver = _open(tmp_path)
+    saver.save(1, _state(0), {})
+    saver.close()
+    assert not asked
 
 
 def test_round_trip_is_exact_and_survives_donation(tmp_path):

@@ -4,6 +4,7 @@ import builtins
 import json
 import os
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -61,6 +62,22 @@ def test_tensorboard_files_are_written(tmp_path):
     files = list((tmp_path / "tensorboard").glob("events*"))
     assert len(files) == 1
     assert b"train/loss" in files[0].read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_does_not_wait_for_tensorboard_once_that_has_ended(tmp_path, monkeypatch):
+    """Its thread ends where the disk is full; the lines of metrics.jsonl then tell of it, or go on."""
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(*_):
+        raise OSError("no space left")
+
+    writer = MetricsWriter(tmp_path, resume_step=-1)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    writing = threading.Thread(target=lambda: [writer.write(i, "train", {"loss": 1.0}) for i in range(50)], daemon=True)
+    writing.start()
+    writing.join(timeout=30)
+    assert not writing.is_alive() and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 50
 
 
 def test_without_tensorboardx_one_line_is_printed(tmp_path, monkeypatch, capsys):
