@@ -35,6 +35,11 @@ _SLICES = flags.DEFINE_integer("slices", 1, "With --dry_run: so many TPU slices 
 flags.register_multi_flags_validator(
     ["workdir", "dry_run"], lambda given: given["workdir"] or given["dry_run"], "--workdir is needed to train"
 )
+flags.register_multi_flags_validator(
+    ["multihost", "coordinator", "processes", "process"],
+    lambda given: given["multihost"] or all(given[name] is None for name in ("coordinator", "processes", "process")),
+    "--coordinator, --processes and --process need --multihost",
+)
 
 
 def main(argv: list[str]) -> None:

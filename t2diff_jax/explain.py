@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from t2diff_jax.results.runs import ResultsError
 
 # What the runtimes of several processes say when one of them is gone.
 _LOST = re.compile(r"gloo|closed by peer|connection reset|heartbeat|coordination service|unavailable", re.IGNORECASE)
+_OTHERS_END = 10.0  # seconds in which processes that fail for one reason have all said so
 _EXPLAINED = (ConfigError, DataError, CheckpointError, ResultsError, FloatingPointError, ImportError, OSError)
 
 
@@ -36,19 +38,46 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
         if told_by_runtime and jax.distributed.is_initialized() and _LOST.search(str(error)):
             _end_alone(error)
         if not isinstance(error, _EXPLAINED):
-            raise
+            _fault(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if isinstance(error, CheckpointError):
             # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
-        sys.exit(1)
+        _end(1)
     except Preempted as told:
         print(told, file=sys.stderr, flush=True)
         sys.exit(0)
     except KeyboardInterrupt as told:
-        sys.exit(str(told) or on_interrupt)
+        _end(str(told) or on_interrupt)
+    except Exception as error:
+        _fault(error)
     finally:
         sys.unraisablehook = hook
+
+
+def _fault(error: Exception) -> NoReturn:
+    """Ends with the traceback of an error that no user can put right."""
+    if jax.distributed.is_initialized():
+        traceback.print_exception(error)
+        _end(1)
+    raise error
+
+
+def _end(told: str | int) -> NoReturn:
+    """Exits with status 1, after `told` if that is a text.
+
+    A usual end of one of several processes waits minutes for the others, who may wait for what it was to send.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(told)
+    if isinstance(told, str):
+        print(told, file=sys.stderr)
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(_OTHERS_END)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _end_alone(error: Exception) -> NoReturn:

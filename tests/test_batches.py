@@ -72,7 +72,10 @@ def test_a_request_after_the_last_behaviour_is_that_before_one_that_comes_at_onc
         expected = gather(one_more, users, positions, windows)
         assert batch.pop("target").tolist() == [0] * 4 and expected.pop("target").tolist() == [3, 3, 3, 0]
         equal(batch, expected)
-    np.testing.assert_array_equal(seen_items(log, users, positions), seen_items(one_more, users, positions))
+    every = np.arange(len(users))
+    np.testing.assert_array_equal(
+        seen_items(log, users, positions, every), seen_items(one_more, users, positions, every)
+    )
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 2**31 - 2, 2**31 - 1, 2**31, 2**60])
@@ -119,7 +122,7 @@ def test_seen_items_against_a_loop():
     log = random_log(users=30, longest=200)
     users, positions = every_target(log)
     users = np.where(np.arange(len(users)) % 5 == 2, -1, users)
-    seen = seen_items(log, users, positions)
+    seen = seen_items(log, users, positions, np.arange(len(users)))
     assert seen.dtype == np.int32
     for row, user, position in zip(seen, users, positions, strict=True):
         start = log.offsets[user]
@@ -145,7 +148,8 @@ def test_items_before_against_a_loop(width):
 @pytest.mark.parametrize(("longest", "width"), [(0, 64), (1, 64), (64, 64), (65, 128), (128, 128), (129, 256)])
 def test_seen_items_come_in_few_widths(longest, width):
     log = make_log([[1] * 130])
-    assert seen_items(log, np.array([0, 0]), np.array([0, longest])).shape == (2, width)
+    for rows in (np.array([0, 1]), np.array([0])):  # a process's share is as wide as the whole
+        assert seen_items(log, np.array([0, 0]), np.array([0, longest]), rows).shape == (len(rows), width)
 
 
 # --- the order of training targets -----------------------------------------------------------------------------------

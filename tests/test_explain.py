@@ -8,6 +8,7 @@ import time
 import jax
 import pytest
 
+from t2diff_jax import explain
 from t2diff_jax.config_values import ConfigError
 from t2diff_jax.data.log import DataError
 from t2diff_jax.explain import explained
@@ -69,3 +70,34 @@ def test_other_ignored_exceptions_are_told_as_ever(capsys):
         gc.callbacks.append(callback)
         gc.collect()
     assert "ZeroDivisionError: ignored" in capsys.readouterr().err
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """As among several processes of which none comes to the end; what ends this one is raised in place of it."""
+
+    class EndedError(BaseException):
+        pass
+
+    def end(status):
+        raise EndedError(status)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: time.sleep(60))
+    monkeypatch.setattr(explain, "_OTHERS_END", 0.1)
+    monkeypatch.setattr(os, "_exit", end)
+    return EndedError
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("disk full"), "OSError: disk full\n"),
+        (KeyboardInterrupt(), "stopped\n"),
+        (ZeroDivisionError("a fault"), "ZeroDivisionError: a fault\n"),
+    ],
+)
+def test_one_of_several_processes_that_fails_does_not_wait_for_the_others(joined, capsys, error, told):
+    with pytest.raises(joined, match="1"), explained(on_interrupt="stopped"):
+        raise error
+    assert capsys.readouterr().err.endswith(told)

@@ -197,3 +197,8 @@ def test_one_that_is_killed_ends_all_with_a_message(two_that_train):
     lines = commands("train.py", workdir, *FLAGS, "--config.train.steps=4", processes=4)
     outputs = succeed(lines, devices=1)
     assert "resuming from step 2" in outputs[0] and saved(workdir) == [2, 4]
+
+
+def test_who_names_a_coordinator_joins_it(tmp_path):
+    done = tiny.command("train.py", tmp_path / "run", "--coordinator=localhost:1234", "--processes=2", "--process=0")
+    assert done.returncode == 1 and "need --multihost" in done.stderr and not (tmp_path / "run").exists()

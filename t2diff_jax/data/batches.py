@@ -104,13 +104,16 @@ def items_before(log: InteractionLog, users: np.ndarray, positions: np.ndarray, 
     return np.where(columns >= 0, log.items[rows], 0).astype(np.int32)
 
 
-def seen_items(log: InteractionLog, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """All earlier items of each user, 0-padded to a power of two, int32 [B, S]: few shapes, so few compilations."""
+def seen_items(log: InteractionLog, users: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """All earlier items of each user of `rows` [n], 0-padded, int32 [n, S].
+
+    S is the power of two that the whole batch needs: few shapes, so few compilations, and all processes agree on it.
+    """
     lengths = np.where(users >= 0, positions, 0)
-    width = 1 << max(6, int(lengths.max(initial=1) - 1).bit_length())
-    columns = np.arange(width)
-    rows = log.offsets[np.maximum(users, 0)][:, None] + np.minimum(columns, np.maximum(lengths - 1, 0)[:, None])
-    return np.where(columns < lengths[:, None], log.items[rows], 0).astype(np.int32)
+    columns = np.arange(1 << max(6, int(lengths.max(initial=1) - 1).bit_length()))
+    users, lengths = users[rows], lengths[rows]
+    places = log.offsets[np.maximum(users, 0)][:, None] + np.minimum(columns, np.maximum(lengths - 1, 0)[:, None])
+    return np.where(columns < lengths[:, None], log.items[places], 0).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +224,8 @@ def evaluation_batches(
         users = _fill(targets.users[start : start + batch_size], batch_size, -1)
         positions = _fill(targets.positions[start : start + batch_size], batch_size, 0)
         batch = gather(log, users[rows], positions[rows], windows)
-        if with_seen:  # over the global batch, so that all processes agree on the width
-            batch["seen"] = seen_items(log, users, positions)[rows]
+        if with_seen:
+            batch["seen"] = seen_items(log, users, positions, rows)
         yield batch
 
 
