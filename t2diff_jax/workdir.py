@@ -37,6 +37,7 @@ _BEFORE = {"mamba": {"chunk": 0}, "interests": {"last": 0}}
 # Of the section `data`: what the log holds depends on them, and on the files.
 _OF_LOG = ("source", "min_user_count", "min_item_count", "categories", "user_features", "content", "real_times")
 _OF_LOG += ("movielens", "kuairand", "table", "tfds", "synthetic")
+_OF_MACHINE = ("data.path", "train.compilation_cache")  # may differ between the processes of a run
 _DRAWN = ("diffusion.samples",)  # not where intents are learned: then it is their number
 
 
@@ -92,13 +93,27 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
     """Claims a workdir for a run: writes `config.json` at the first start, later checks that the run may go on in it.
 
     The sections `config_values.ASIDE` but for what defines the validation metric, `train.steps` (not below what is
-    saved), `train.compilation_cache` and `data.path` may change from start to start; the file follows.
+    saved), `train.compilation_cache` and `data.path` may change from start to start; the file follows. Of several
+    joined processes, all of which must call this, the first does so; then the others compare theirs with the file.
 
     Raises:
-      ConfigError: settings that make another run differ from the stored ones; lists them.
-      CheckpointError: another log, an unreadable `config.json`, or checkpoints without one. Nothing is overwritten.
+      ConfigError: settings that make another run differ from the stored ones, or a process has others; lists them.
+      CheckpointError: another log, an unreadable `config.json`, or checkpoints without one; of several processes: the
+        folder is not shared, or another process may not go on. Nothing is overwritten.
     """
-    folder = pathlib.Path(workdir)
+    folder, first = pathlib.Path(workdir), jax.process_index() == 0
+    refused = None
+    for opens, own_turn in ((_open, first), (_check_as_opened, not first)):
+        try:
+            if own_turn:
+                opens(folder, config, log_digest)
+        except (ConfigError, CheckpointError) as error:
+            refused = error
+        if _any(refused is not None):
+            raise refused or CheckpointError(f"another process of this run may not go on in {folder}, and says why")
+
+
+def _open(folder: pathlib.Path, config: Config, log_digest: str) -> None:
     path = folder / CONFIG_FILE
     trained = _trained(folder)
     if path.exists():
@@ -115,9 +130,23 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
         _check_steps(folder, old, config, trained)
     elif trained:
         raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG_FILE}: put it back or use another --workdir")
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"log_digest": log_digest, "config": to_dict(config)})
+
+
+def _check_as_opened(folder: pathlib.Path, config: Config, log_digest: str) -> None:
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"{path}, which process 0 wrote, is not here: --workdir must be one that all can reach")
+    opened, digest = read_config(folder, config)
+    differing = differences(opened, config)
+    if differing := {name: pair for name, pair in differing.items() if name not in _OF_MACHINE}:
+        raise ConfigError(f"process 0 has other settings:\n{_listed(differing)}\nStart all processes with the same")
+    if digest != log_digest:
+        raise CheckpointError(
+            f"process 0 read another interaction log (digest {digest}, here {log_digest}): data.path must name the "
+            "same files for all processes"
+        )
 
 
 def _trained(folder: pathlib.Path) -> int:

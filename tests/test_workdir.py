@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from configs import base
+from t2diff_jax import workdir
 from t2diff_jax.checkpoint import CheckpointError
 from t2diff_jax.config_values import ConfigError, from_mapping
 from t2diff_jax.workdir import check_same_model, check_same_run, open_workdir, read_config
@@ -182,3 +184,26 @@ def test_intents_that_an_older_version_let_be_set_without_effect(tmp_path):
     stored["config"]["diffusion"]["samples"] = 4
     (tmp_path / "config.json").write_text(json.dumps(stored))
     assert read_config(tmp_path, config) == (config, "log")
+
+
+def test_another_process_must_have_the_settings_log_and_folder_of_the_first(tmp_path, monkeypatch):
+    config = base_config()
+    open_workdir(tmp_path / "run", config, "log")
+    stored = (tmp_path / "run" / "config.json").read_text()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    open_workdir(tmp_path / "run", changed_config(config, data__path="/elsewhere"), "log")
+    with pytest.raises(ConfigError, match=r"(?s)process 0 has other settings.*seed: 0 there, 1 now"):
+        open_workdir(tmp_path / "run", changed_config(config, seed=1), "log")
+    with pytest.raises(ConfigError, match=r"train.steps"):  # which may change from start to start
+        open_workdir(tmp_path / "run", changed_config(config, train__steps=7), "log")
+    with pytest.raises(CheckpointError, match=r"process 0 read another interaction log"):
+        open_workdir(tmp_path / "run", config, "another")
+    with pytest.raises(CheckpointError, match=r"which process 0 wrote, is not here"):
+        open_workdir(tmp_path / "mine", config, "log")
+    assert not (tmp_path / "mine").exists() and (tmp_path / "run" / "config.json").read_text() == stored
+
+
+def test_what_one_process_refuses_the_others_do_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "_any", lambda own: True)
+    with pytest.raises(CheckpointError, match="another process"):
+        open_workdir(tmp_path / "run", base_config(), "log")
