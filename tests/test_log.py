@@ -201,6 +201,12 @@ def test_digest_sees_every_field_but_the_name():
     assert len(log.digest()) == 64
 
 
+def test_the_digest_does_not_depend_on_how_many_strings_are_read_at_a_time(monkeypatch):
+    whole = full_log().digest()
+    monkeypatch.setattr(log_module, "_STRINGS", 3)
+    assert full_log().digest() == whole
+
+
 def save(path, array):
     np.save(path, array)
     return str(path)

@@ -9,6 +9,7 @@ import numpy as np
 
 YEAR_10000 = 253_402_300_800  # in unix seconds; in milliseconds it is 1978
 BLOCK = 1 << 22  # rows of a pass over all behaviours: the columns may lie in files larger than memory
+_STRINGS = 1 << 20  # of a column that are Python objects at a time
 
 
 class DataError(ValueError):
@@ -357,7 +358,9 @@ def _matches(name: str, field: str, table_ids: np.ndarray, ids: np.ndarray) -> t
 def _bytes(array: np.ndarray) -> Iterator[bytes | memoryview]:
     """Contents of an array, independent of byte order and of the width that strings are stored in."""
     if array.dtype.kind == "U":
-        yield "\0".join(array.ravel().tolist()).encode()
+        flat = array.ravel()
+        for start in range(0, len(flat), _STRINGS):
+            yield ("\0" * (start > 0) + "\0".join(flat[start : start + _STRINGS].tolist())).encode()
     else:
         order = array.dtype.newbyteorder("<")
         yield order.str.encode()
