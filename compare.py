@@ -67,6 +67,8 @@ def run(folder: pathlib.Path, rows: dict[str, list[str]]) -> None:
     given = flags.FLAGS["config"]
     shared = [f"--config={config_flags.get_config_filename(given)}"]
     shared += [f"--config.{key}={value}" for key, value in config_flags.get_override_values(given).items()]
+    if any(word.split("=")[0] == "--config.seed" for word in itertools.chain(shared, *rows.values())):
+        raise app.UsageError("--config.seed: every row has the seeds from 0 on, as many as --seeds says")
     wanted = {
         folder / f"{label}_seed{seed}": [*shared, *own, f"--config.seed={seed}"]
         for label, own in rows.items()

@@ -46,6 +46,7 @@ def data_rules(c: "Config") -> Rules:
         ),
         (d.targets_per_user >= 1, "data.targets_per_user", "must be at least 1"),
         (d.prefetch >= 0, "data.prefetch", "must not be negative"),
+        (d.table.category_separator != "", "data.table.category_separator", "must not be empty"),
         (
             not d.fixed_targets or d.training_targets == "drawn",
             "data.fixed_targets",

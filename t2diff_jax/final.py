@@ -67,12 +67,12 @@ def evaluate_checkpoint(
         rows["popularity"] = {
             name: (mean, None) for name, (mean, _) in summarise(popular_scores, targets, config.eval.ks).items()
         }
+    say(_describe(result, rows, config.eval.select))
     if jax.process_index() == 0:
         items = log.items[log.offsets[targets.users] + targets.positions]
         arrays = dict(users=targets.users, positions=targets.positions, targets=items, **scores._asdict())
         write_arrays(workdir / _ranks_file(name), **arrays)
         write_json(workdir / f"{name}.json", result)
-    say(_describe(result, rows, config.eval.select))
     return result
 
 

@@ -198,6 +198,8 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # that of a full disk names no file
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -223,6 +223,8 @@ def test_several_at_once(tmp_path):
         (["--models=caser", "--row=caser: --config.model.hidden=4"], "two rows are called caser"),
         (["--row=one: --config.seed=1", "--row=one: --config.seed=2"], "two rows are called one"),
         (["--models=transformer9"], "config.model.name: 'transformer9'"),
+        (["--row=x: --config.seed=9"], "as many as --seeds says"),
+        (["--config.seed=9"], "as many as --seeds says"),
         (["--models="], "--models is empty and there is no --row"),
     ],
 )

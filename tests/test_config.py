@@ -272,6 +272,7 @@ RULES = [
     ("data.eval_positions", {"data.first_target": 0}),
     ("data.targets_per_user", {"data.targets_per_user": 0}),
     ("data.prefetch", {"data.prefetch": -1}),
+    ("data.table.category_separator", {"data.table.category_separator": ""}),
     ("data.training_targets", {"data.training_targets": "tiled", "model.name": "t2diff"}),
     ("data.fixed_targets", {"data.fixed_targets": True, "data.training_targets": "every"}),
     ("optim", {"optim.learning_rate": 0.0}),

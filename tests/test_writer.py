@@ -1,6 +1,7 @@
 """What a run writes: whole lines, exact resumption, readable text."""
 
 import builtins
+import errno
 import json
 import os
 import pathlib
@@ -124,6 +125,15 @@ def test_arrays_are_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_arrays(path, ranks=np.zeros(1))
     assert path.read_bytes() == before and [child.name for child in tmp_path.iterdir()] == ["ranks.npz"]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*result.json'"):
+        write_json(tmp_path / "result.json", {"a": 1})
 
 
 def test_progress_line():
