@@ -86,6 +86,8 @@ def _describe(result: dict[str, Any], rows: dict[str, dict[str, tuple[float, flo
     cold = result["targets_without_history"]
     slot = f"\n\n{_describe_slot(result['slot'], metric)}" if "slot" in result else ""
     tail = f"\n{cold:,} further targets have no history; see metrics_without_history in the result" if cold else ""
+    if had := result["targets_seen_before"]:
+        tail += f"\n{had:,} of the targets are items that their users had before: not ranked, so never found"
     search = result.get("search")
     how = f"{search['dtype']}{', approximate' if search['recall'] < 1 else ''}" if search else ""
     searched = f"\nsearch in {how}: {search['found']:.2%} of the top {search['k']}" if search else ""

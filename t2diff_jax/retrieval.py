@@ -128,9 +128,10 @@ def score_targets(
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Rank and log loss of each target, float32 [B] each, from one scan.
 
-    Rank: 1 + number of greater scores + ties / 2 among all other items. Log loss: -log of the target's probability
-    among it and what else may be ranked, under the merged scores; with "max", which is no model of it, as with
-    "softmax_mean". Both are NaN where a score is NaN or could be infinite, and for a user without a vector.
+    Rank: 1 + number of greater scores + ties / 2 among all other items; behind all of them, n_items + 1, where the
+    target may not be ranked, as no user will see it. Log loss: -log of the target's probability among it and what else
+    may be ranked, under the merged scores; with "max", which is no model of it, as with "softmax_mean". Both are NaN
+    where a score is NaN or could be infinite, and for a user without a vector.
 
     merge: of the scores with the M user vectors, "max"; "softmax_mean": the log of the mean of their softmaxes over
       what may be ranked; "logsumexp": the log of the mean of their exponentials.
@@ -148,14 +149,12 @@ def score_targets(
     # No score is greater than the product of the lengths, so none has to be looked at for NaN and infinity.
     greatest = jnp.linalg.norm(users.vectors, axis=-1) * table.length
     bad = ~jnp.isfinite(own[:, 0]) | (users.mask & ~jnp.isfinite(greatest)).any(axis=1)
-    # The target has been counted as a tie of itself, where it may be ranked.
-    counted = (targets > 0) & (targets <= table.n_items)
-    if users.excluded is not None:
-        counted &= ~(users.excluded == targets[:, None]).any(axis=1)
+    counted = (targets > 0) & (targets <= table.n_items)  # as a tie of itself
     rank = 1 + (jnp.maximum(twice, counted) - counted) / 2
     if users.excluded is not None:
-        repeats = (users.excluded == targets[:, None]).any(axis=1, keepdims=True)
-        totals = jnp.where(repeats, jnp.logaddexp(totals, product), totals)
+        had = (users.excluded == targets[:, None]).any(axis=1)
+        rank = jnp.where(had, table.n_items + 1.0, rank)
+        totals = jnp.where(had[:, None], jnp.logaddexp(totals, product), totals)
     if merge == "logsumexp":
         total, positive = (merge_vectors(a[..., None], users.mask, merge)[:, 0] for a in (totals, product))
         loss = total - positive

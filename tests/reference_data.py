@@ -52,12 +52,13 @@ def score_matrix(vectors, mask, table, n_items, merge, excluded=None):
 
 
 def ranks(scores, targets, excluded=None):
-    """1 + greater + ties / 2 among the other items that are not excluded; the target itself is always ranked."""
+    """1 + greater + ties / 2 among the other items that are not excluded; a target that is, comes behind all items."""
     result = []
     for b, (row, target) in enumerate(zip(scores, targets, strict=True)):
         out = set() if excluded is None else set(excluded[b].tolist())
         others = np.array([row[i] for i in range(1, len(row)) if i != target and i not in out])
-        result.append(1 + (others > row[target]).sum() + (others == row[target]).sum() / 2)
+        rank = 1 + (others > row[target]).sum() + (others == row[target]).sum() / 2
+        result.append(len(row) if target in out else rank)
     return np.array(result)
 
 

@@ -92,12 +92,22 @@ def test_ranks_and_recommendations_against_a_loop(exclude_seen, merge):
     np.testing.assert_array_equal(np.isfinite(scores), ids > 0)
 
 
-def test_excluding_seen_items_can_only_lift_a_target():
+def had_before(log, targets):
+    """Whether each target's item is among the earlier ones of its user."""
+    starts = log.offsets[targets.users]
+    pairs = zip(target_items(log, targets), starts, targets.positions, strict=True)
+    return np.array([item in log.items[start : start + p] for item, start, p in pairs])
+
+
+def test_excluding_seen_items_can_only_lift_a_target_but_those_that_are_excluded():
     ranks = {}
     for exclude in (False, True):
         evaluator, variables, targets = setup(exclude_seen=exclude, merge="max")
         ranks[exclude] = evaluator.score_targets(variables, targets, 1).ranks[0]
-    assert (ranks[True] <= ranks[False]).all() and (ranks[True] < ranks[False]).any()
+    had = had_before(evaluator.log, targets)
+    assert had.any() and (ranks[True][had] == 31).all()
+    lifted = ranks[False][~had] - ranks[True][~had]
+    assert (lifted >= 0).all() and lifted.any()
 
 
 def test_every_noise_key_gives_a_row():
@@ -175,6 +185,8 @@ def test_report(exclude_seen, tmp_path):
     assert result["users"] == len(set(targets.users[warm].tolist()))
     assert (result["catalogue"], result["noise_keys"]) == (30, 2)
     assert result["seen_items_excluded"] is exclude_seen
+    had = had_before(evaluator.log, targets)[warm].sum()
+    assert had > 0 and result["targets_seen_before"] == had * exclude_seen
     _, ids = naive(evaluator, variables, targets, 10)
     assert result["coverage"] == coverage(ids[warm], 30, ks)
     deciles = result["recall@20_by_popularity_decile"]

@@ -114,7 +114,7 @@ def test_softmax_mean_by_hand():
     options = dict(n_items=3, block=8)
     loss = run_log_loss(vectors, mask, table, np.array([2]), None, **options)
     np.testing.assert_allclose(np.exp(-loss), [0.3], rtol=1e-5)
-    # Without item 1 the softmaxes of items 2 and 3 are (2, 1) / 3 and (1, 1) / 2. A target that repeats stays.
+    # Without item 1 the softmaxes of items 2 and 3 are (2, 1) / 3 and (1, 1) / 2. A target that repeats is one.
     for target, expected in ((2, 7 / 12), (1, (1 / 4 + 8 / 10) / 2)):
         loss = run_log_loss(vectors, mask, table, np.array([target]), np.array([[0, 1]]), **options)
         np.testing.assert_allclose(np.exp(-loss), [expected], rtol=1e-5)
@@ -215,11 +215,11 @@ def test_parts_of_a_table_change_nothing(merge, parts):
             np.testing.assert_array_equal(scores, expected_scores)
 
 
-def test_where_everything_is_excluded_the_target_is_first():
+def test_where_everything_is_excluded_nothing_is_found():
     v, mask, table, targets, _ = case(3, vectors=2)
     out = np.broadcast_to(np.arange(51, dtype=np.int32), (len(v), 51))
     found = run_ranks(v, mask, table, targets, out, n_items=50, block=16, merge="softmax_mean")
-    np.testing.assert_array_equal(found, 1)
+    np.testing.assert_array_equal(found, 51)
     np.testing.assert_allclose(run_log_loss(v, mask, table, targets, out, n_items=50, block=16), 0, atol=1e-5)
 
 
@@ -275,12 +275,12 @@ def test_rounding_does_not_take_the_first_place(merge, length):
     np.testing.assert_array_equal(found, 1)
 
 
-def test_an_excluded_target_stays_ranked_but_is_not_recommended():
+def test_an_excluded_target_is_not_recommended_and_so_not_found():
     table = np.array([[0], [5], [4], [3], [2]], np.float32)
     v, mask = np.ones((1, 1, 1), np.float32), np.ones((1, 1), bool)
     excluded = np.array([[3, 1, 0, 1]], np.int32)
     options = dict(n_items=4, block=8, merge="max")
-    assert run_ranks(v, mask, table, np.array([3]), excluded, **options).tolist() == [2]  # only item 2 is above
+    assert run_ranks(v, mask, table, np.array([3]), excluded, **options).tolist() == [5]  # behind all four
     assert run_top_k(v, mask, table, excluded, 4, **options)[1].tolist() == [[2, 4, 0, 0]]
 
 
