@@ -114,7 +114,7 @@ def test_softmax_mean_by_hand():
     options = dict(n_items=3, block=8)
     loss = run_log_loss(vectors, mask, table, np.array([2]), None, **options)
     np.testing.assert_allclose(np.exp(-loss), [0.3], rtol=1e-5)
-    # Without item 1 the softmaxes of items 2 and 3 are (2, 1) / 3 and (1, 1) / 2. A target among the excluded counts too.
+    # Without item 1 the softmaxes of items 2 and 3 are (2, 1) / 3 and (1, 1) / 2. An excluded target counts.
     for target, expected in ((2, 7 / 12), (1, (1 / 4 + 8 / 10) / 2)):
         loss = run_log_loss(vectors, mask, table, np.array([target]), np.array([[0, 1]]), **options)
         np.testing.assert_allclose(np.exp(-loss), [expected], rtol=1e-5)
