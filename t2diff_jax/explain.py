@@ -33,34 +33,27 @@ def explained(*, on_interrupt: str) -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
-    except (*_EXPLAINED, jax.errors.JaxRuntimeError) as error:
-        told_by_runtime = isinstance(error, CheckpointError | jax.errors.JaxRuntimeError)
-        if told_by_runtime and jax.distributed.is_initialized() and _LOST.search(str(error)):
-            _end_alone(error)
-        if not isinstance(error, _EXPLAINED):
-            _fault(error)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, CheckpointError):
-            # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
-        _end(1)
     except Preempted as told:
         print(told, file=sys.stderr, flush=True)
         sys.exit(0)
     except KeyboardInterrupt as told:
         _end(str(told) or on_interrupt)
     except Exception as error:
-        _fault(error)
+        joined, told_by_runtime = jax.distributed.is_initialized(), CheckpointError | jax.errors.JaxRuntimeError
+        if joined and isinstance(error, told_by_runtime) and _LOST.search(str(error)):
+            _end_alone(error)
+        if isinstance(error, _EXPLAINED):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        elif joined:
+            traceback.print_exception(error)
+        else:
+            raise
+        if isinstance(error, CheckpointError):
+            # Reads that were under way beside one that failed end with tracebacks of their own, as late as at shutdown.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
+        _end(1)
     finally:
         sys.unraisablehook = hook
-
-
-def _fault(error: Exception) -> NoReturn:
-    """Ends with the traceback of an error that no user can put right."""
-    if jax.distributed.is_initialized():
-        traceback.print_exception(error)
-        _end(1)
-    raise error
 
 
 def _end(told: str | int) -> NoReturn:

@@ -60,6 +60,7 @@ def report(
         "users": int(np.unique(targets.users[warm]).size),
         "targets": int(warm.sum()),
         "targets_without_history": int((~warm).sum()),
+        # Excluded, and so behind all items.
         "targets_seen_before": int((ranks_by_key[0][warm] > log.n_items).sum()),
         "catalogue": log.n_items,
         "seen_items_excluded": evaluator.config.exclude_seen,

@@ -107,7 +107,7 @@ def open_workdir(workdir: str | os.PathLike, config: Config, log_digest: str) ->
         try:
             if own_turn:
                 opens(folder, config, log_digest)
-        except (ConfigError, CheckpointError) as error:
+        except (ConfigError, CheckpointError, OSError) as error:
             refused = error
         if _any(refused is not None):
             raise refused or CheckpointError(f"another process of this run may not go on in {folder}, and says why")

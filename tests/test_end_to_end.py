@@ -131,6 +131,8 @@ def test_evaluation_of_a_given_step_shows_recommendations(quickstart, copied):
     assert tiny.result(copied) == tiny.result(quickstart[0])
     assert (result["step"], result["noise_keys"], result["seen_items_excluded"]) == (other, 1, True)
     assert "popularity" not in result and "seen items excluded" in output
+    had = result["targets_seen_before"]
+    assert had > 0 and f"\n{had:,} of the targets are items that their users had before: " in output
     assert len(re.findall(r"^user [12], after \d+ behaviours$", output, re.MULTILINE)) == 2 and "next:" not in output
     assert len(re.findall(r"^  last:  \w+ item \d+ \[\d+\]; ", output, re.MULTILINE)) == 2
     assert len(re.findall(r"^ +\d+\.  \w+ item \d+ \[\d+\]", output, re.MULTILINE)) == 20
